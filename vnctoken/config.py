@@ -1,0 +1,311 @@
+"""The configuration: what OpenNebula's operators write in YAML, as one frozen value.
+
+Two files are read: Sunstone's, of which a few keys are inherited, and ours over it. Keys are written as Ruby symbols,
+`:port: 2644`, or bare.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from vnctoken.errors import ConfigError
+from vnctoken.vm import LCM_STATES
+
+DEFAULT_CONSOLE_STATES = (
+    "RUNNING MIGRATE SHUTDOWN CANCEL UNKNOWN HOTPLUG SHUTDOWN_POWEROFF HOTPLUG_SNAPSHOT HOTPLUG_NIC HOTPLUG_SAVEAS"
+    " SHUTDOWN_UNDEPLOY DISK_SNAPSHOT DISK_SNAPSHOT_REVERT DISK_RESIZE HOTPLUG_RESIZE BACKUP"
+).split()
+"""The LCM states in which the hypervisor runs the guest, so that there is a screen to see."""
+
+INHERITED = frozenset({"one_xmlrpc", "one_xmlrpc_timeout", "debug_level", "log", "vnc_proxy_support_wss"})
+"""The keys that count in sunstone-server.conf; its :host: and :port: are Sunstone's own."""
+
+LOG_SYSTEMS = ("file", "syslog")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The effective configuration; the attributes are the keys of the file, which documents them.
+
+    `one_xmlrpc_timeout` is in seconds, `max_request_bytes` in bytes. `var` and `log_folder` follow ONE_LOCATION.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 2644
+    one_xmlrpc: str = "http://localhost:2633/RPC2"
+    one_xmlrpc_timeout: float = 25
+    one_xmlrpc_connections: int = 8
+    one_xmlrpc_ca: str | None = None
+    token_folder_name: str = "sunstone_vnc_tokens"
+    vnc_ports: range = range(5900, 65536)
+    console_states: frozenset[int] = frozenset(LCM_STATES[name] for name in DEFAULT_CONSOLE_STATES)
+    vnc_proxy_support_wss: bool = False
+    max_request_bytes: int = 65_536
+    max_connections: int = 512
+    debug_level: int = 2
+    log_system: str = "file"
+    var: Path = Path("/var/lib/one")
+    log_folder: Path = Path("/var/log/one")
+
+    @property
+    def token_folder(self) -> Path:
+        """Where the websocket proxy reads tokens."""
+        return self.var / self.token_folder_name
+
+    def to_yaml(self) -> str:
+        """Return the configuration in the syntax of the file."""
+        names = {number: name for name, number in LCM_STATES.items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name in _PARSERS}
+        values["vnc_ports"] = f"{self.vnc_ports[0]}:{self.vnc_ports[-1]}"
+        values["console_states"] = [names.get(state, state) for state in sorted(self.console_states)]
+        values["log"] = {":system": self.log_system}
+        return yaml.safe_dump({f":{key}": value for key, value in values.items()}, sort_keys=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A configuration file as read: its name for messages, and its keys without colons."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Where OpenNebula keeps things: below ONE_LOCATION in a self-contained installation, else in the system."""
+
+    etc: Path
+    var: Path
+    log: Path
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Locations:
+        """Read ONE_LOCATION."""
+        if location := environment.get("ONE_LOCATION"):
+            var = Path(location) / "var"
+            return cls(etc=Path(location) / "etc", var=var, log=var)
+        return cls(etc=Path("/etc/one"), var=Path("/var/lib/one"), log=Path("/var/log/one"))
+
+
+def load(
+    environment: Mapping[str, str], config_file: str | None = None, sunstone_file: str | None = None
+) -> tuple[Config, list[str]]:
+    """Read the configuration files and return the configuration and warnings.
+
+    Files that are named must be there; the usual ones may be missing, as OpenNebula 7 has no sunstone-server.conf.
+    Raises ConfigError with file, line or key, value, and what is expected.
+    """
+    at = Locations.from_environment(environment)
+    sunstone = _read(sunstone_file, at.etc / "sunstone-server.conf")
+    ours = _read(config_file, at.etc / "vnctoken-server.conf")
+    return from_mapping(ours, sunstone, at)
+
+
+def from_mapping(ours: Source, sunstone: Source, at: Locations) -> tuple[Config, list[str]]:
+    """Return the configuration that two files make, ours over the inherited keys of Sunstone's, and warnings.
+
+    Raises ConfigError for a wrong value, which names file, key, value, and what is expected.
+    """
+    inherited = {key: value for key, value in sunstone.values.items() if key in INHERITED}
+    settings = _parsed(Source(sunstone.name, inherited)) | _parsed(ours)
+    warnings = [_unknown(key, ours.name) for key in ours.values if key not in _PARSERS and key != "log"]
+    return Config(**settings, var=at.var, log_folder=at.log), warnings
+
+
+def _read(named: str | None, usual: Path) -> Source:
+    path = Path(named) if named is not None else usual
+    try:
+        text = path.read_bytes()
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        if named is None:
+            return Source(str(path), {})
+        raise ConfigError(f"{path}: there is no such file; a configuration file in YAML is expected") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); the service's user must be able to") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
+        raise ConfigError(f"{path}{where}: not YAML ({problem}); lines such as ':port: 2644' are expected") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds a {type(content).__name__}; lines such as ':port: 2644' are expected")
+    values: dict[str, Any] = {}
+    for written, value in content.items():
+        key = str(written).strip(":")
+        if key in values:
+            raise ConfigError(f"{path}: :{key}: is given twice, with and without its first colon; keep one of them")
+        values[key] = value
+    return Source(str(path), values)
+
+
+def _parsed(source: Source) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if "log" in source.values:
+        settings |= _log(source)
+    for key, parse in _PARSERS.items():
+        if key in source.values:
+            settings[key] = _checked(source.name, f":{key}:", source.values[key], parse)
+    return settings
+
+
+def _log(source: Source) -> dict[str, Any]:
+    """Read `:log:`, the family's older way to give a level and a destination."""
+    value = source.values["log"]
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source.name}: :log: is {value!r}, but ':level:' and ':system:' below it are expected")
+    log = {str(key).strip(":"): item for key, item in value.items()}
+    settings: dict[str, Any] = {}
+    if "level" in log:
+        settings["debug_level"] = _checked(source.name, ":log: :level:", log["level"], _integer(0, 3))
+    if "system" in log:
+        settings["log_system"] = _checked(source.name, ":log: :system:", log["system"], _log_system)
+    return settings
+
+
+def _checked(file: str, key: str, value: Any, parse: Callable[[Any], Any]) -> Any:
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {key} is {value!r}, but {error} is expected") from None
+
+
+def _unknown(key: str, file: str) -> str:
+    nearest = difflib.get_close_matches(key, _PARSERS, n=1, cutoff=0)[0]
+    return f"{file}: :{key}: is not a key of this file and is ignored; the nearest one is :{nearest}:"
+
+
+def _text(expected: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if isinstance(value, str) and value and value.isprintable() and " " not in value:
+            return value
+        raise ValueError(expected)
+
+    return parse
+
+
+def _number_from(value: Any) -> Any:
+    """Return a number that was quoted as the number it is."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value  # noqa: PLR2004 (longer ones fit no key)
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        number = _number_from(value)
+        if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
+            return number
+        raise ValueError(f"a whole number from {low} to {high}")
+
+    return parse
+
+
+def _seconds(value: Any) -> float:
+    number = _number_from(value)
+    if isinstance(number, int | float) and not isinstance(number, bool) and 0 < number <= 3600:  # noqa: PLR2004 (an hour)
+        return number
+    raise ValueError("a number of seconds above 0, at most 3600,")
+
+
+def _url(value: Any) -> str:
+    expected = "a URL such as http://localhost:2633/RPC2, http or https, without user and query,"
+    text = _text(expected)(value)
+    try:
+        parts = urlsplit(text)
+        valid = (
+            text.isascii()
+            and parts.scheme in ("http", "https")
+            and parts.hostname
+            and "@" not in parts.netloc
+            and not parts.query
+            and not parts.fragment
+            and parts.port != 0
+        )
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(expected)
+    return text
+
+
+def _certificates(value: Any) -> str | None:
+    return None if value is None else _text("the path of a file of CA certificates in PEM")(value)
+
+
+def _folder_name(value: Any) -> str:
+    expected = "the name of a folder of its own, relative to OpenNebula's var folder or absolute,"
+    # The proxy reads every file in the folder: it must never be one that other things are in.
+    if not isinstance(value, str) or not value.isprintable() or Path(value).name in ("", ".."):
+        raise ValueError(expected)
+    return value
+
+
+def _ports(value: Any) -> range:
+    expected = 'two TCP ports, the lower one first, such as "5900:65535",'
+    low, colon, high = value.partition(":") if isinstance(value, str) else ("", "", "")
+    try:
+        port = _integer(1, 65535)
+        ports = range(port(low), port(high) + 1)
+    except ValueError:
+        raise ValueError(expected) from None
+    if not ports:
+        raise ValueError(expected)
+    return ports
+
+
+def _states(value: Any) -> frozenset[int]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise ValueError("a list of LCM states such as [RUNNING, UNKNOWN]")
+    return frozenset(_state(item) for item in value)
+
+
+def _state(value: Any) -> int:
+    if isinstance(value, str) and value.upper().strip(":") in LCM_STATES:
+        return LCM_STATES[value.upper().strip(":")]
+    try:
+        return _integer(0, 999)(value)
+    except ValueError:
+        nearest = difflib.get_close_matches(str(value).upper(), LCM_STATES, n=1, cutoff=0)[0]
+        raise ValueError(f"a list of numbers or names of LCM states (nearest to {value!r}: {nearest})") from None
+
+
+def _wss(value: Any) -> bool:
+    # YAML makes booleans of yes and no; Sunstone also knows "only".
+    known = {"yes": True, "only": True, "true": True, "no": False, "false": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip(":").lower() in known:
+        return known[value.strip(":").lower()]
+    raise ValueError("yes, no or only")
+
+
+def _log_system(value: Any) -> str:
+    if isinstance(value, str) and value.strip(":") in LOG_SYSTEMS:
+        return value.strip(":")
+    raise ValueError(" or ".join(LOG_SYSTEMS))
+
+
+_PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    "host": _text("the IP address or name of this machine to listen at"),
+    "port": _integer(0, 65535),
+    "one_xmlrpc": _url,
+    "one_xmlrpc_timeout": _seconds,
+    "one_xmlrpc_connections": _integer(1, 1000),
+    "one_xmlrpc_ca": _certificates,
+    "token_folder_name": _folder_name,
+    "vnc_ports": _ports,
+    "console_states": _states,
+    "vnc_proxy_support_wss": _wss,
+    "max_request_bytes": _integer(1024, 2**24),
+    "max_connections": _integer(1, 100_000),
+    "debug_level": _integer(0, 3),
+}

@@ -1,0 +1,205 @@
+"""XML-RPC in and out: a request's body becomes a call, and whatever comes of it becomes the answer's body.
+
+This is the one place where an exception becomes `[False, message, code]`, and where a call is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.logger import Logger, LogLevel
+
+from vnctoken.errors import ApiError, ErrorCode, VnctokenError
+from vnctoken.methods import CONSOLE_METHODS, SYSTEM_METHODS, Method
+from vnctoken.tokens import fingerprint
+from vnctoken.wire import Fault, FaultCode, MethodCall, Unsupported, Value, read_call, write_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from twisted.internet.interfaces import IReactorTime
+
+    from vnctoken.consoles import Consoles
+
+MAX_VM_ID = 2**31 - 1
+_DIGITS = re.compile(r"0*([0-9]{1,10})", re.ASCII)
+_QUOTED_CHARACTERS = 100
+# What an operator must look at, as against what a caller did wrong.
+_OUR_TROUBLE = frozenset({ErrorCode.INTERNAL, ErrorCode.ALLOCATE})
+
+
+@dataclass
+class _Entry:
+    """What the log says of one call."""
+
+    method: str
+    client: str
+    began: float
+    vm_id: int | str = "-"
+    user: str = "-"
+    token: str = "-"
+
+
+class Rpc:
+    """The XML-RPC interface, without HTTP. The clock is for the log's milliseconds."""
+
+    _log = Logger()
+
+    def __init__(self, consoles: Consoles, clock: IReactorTime) -> None:
+        self._consoles = consoles
+        self._clock = clock
+
+    async def answer(self, body: bytes, client: str) -> bytes:
+        """Return the body of the answer to a request's body; `client` is the caller's address, for the log.
+
+        Cancelling stops the work: then no token is written.
+        """
+        try:
+            value = await self._carry_out(read_call(body), client)
+        except Fault as fault:
+            self._log.info("{client} fault code={code}", client=client, code=fault.faultCode)
+            value = fault
+        return write_answer(value)
+
+    async def _carry_out(self, call: MethodCall, client: str) -> Any:
+        match call.method:
+            case "system.listMethods":
+                return [*CONSOLE_METHODS, *SYSTEM_METHODS]
+            case "system.methodHelp":
+                return _described(call).help
+            case "system.methodSignature":
+                return [list(_described(call).signature)]
+            case "system.multicall":
+                return await self._multicall(call, client)
+        return await self._open(call, client)
+
+    async def _multicall(self, call: MethodCall, client: str) -> list[Any]:
+        if not call.arguments or not isinstance(call.arguments[0], list):
+            raise Fault(FaultCode.INVALID_PARAMETERS, "system.multicall: an array of calls is expected")
+        # All at once: a portal that lists VMs waits for the slowest. The bound is oned's queue.
+        entries = [Deferred.fromCoroutine(self._entry(entry, client)) for entry in call.arguments[0]]
+        return await gatherResults(entries, consumeErrors=True)
+
+    async def _entry(self, entry: Value, client: str) -> Any:
+        try:
+            match entry:
+                case {"methodName": str(method), "params": [*arguments]} if method != "system.multicall":
+                    return [await self._carry_out(MethodCall(method, arguments), client)]
+            raise Fault(
+                FaultCode.INVALID_PARAMETERS,
+                "system.multicall: each call is a struct of methodName, other than system.multicall, and params",
+            )
+        except Fault as fault:
+            return {"faultCode": fault.faultCode, "faultString": fault.faultString}
+
+    async def _open(self, call: MethodCall, client: str) -> list[Any]:
+        """Carry out a console method and log the call, in one line."""
+        # A name that is not ours stays out of the log: who mixes up arguments may have put his session there.
+        entry = _Entry(call.method if call.method in CONSOLE_METHODS else "unknown", client, self._clock.seconds())
+        try:
+            result = await self._console(call, entry)
+        except CancelledError:
+            self._log.info("{line} cancelled: the client went away", line=self._line(entry))
+            raise
+        except VnctokenError as error:
+            trouble = error.code in _OUR_TROUBLE
+            self._log.emit(
+                LogLevel.error if trouble else LogLevel.info,
+                "{line} code={code:#06x}{reason}",
+                line=self._line(entry),
+                code=int(error.code),
+                reason=f" reason={error}" if trouble else "",
+            )
+            return [False, str(error), int(error.code)]
+        except Exception:
+            # The last line of defence: a bug of ours is for the log, and never for the client.
+            self._log.failure("{line} code=0x2000 internal error", line=self._line(entry))
+            return [False, "internal error", int(ErrorCode.INTERNAL)]
+        self._log.info("{line} code=0x0000 token={token}", line=self._line(entry), token=entry.token)
+        return [True, result, int(ErrorCode.SUCCESS)]
+
+    async def _console(self, call: MethodCall, entry: _Entry) -> Any:
+        method = CONSOLE_METHODS.get(call.method)
+        if method is None:
+            raise ApiError(f"Unknown method '{_quoted(call.method)}'. Expected {json.dumps([*CONSOLE_METHODS])}")
+        session = _session(call.arguments)
+        entry.user = _user(session)
+        entry.vm_id = vm_id = _vm_id(call.arguments)
+        console = await self._consoles.open(session, vm_id)
+        entry.token = fingerprint(console.token)
+        return method.render(console)
+
+    def _line(self, entry: _Entry) -> str:
+        milliseconds = (self._clock.seconds() - entry.began) * 1000
+        return f"{entry.client} {entry.method} vm={entry.vm_id} user={entry.user} ms={milliseconds:.1f}"
+
+
+def _described(call: MethodCall) -> Method:
+    match call.arguments:
+        case [str(name), *_]:
+            method = CONSOLE_METHODS.get(name) or SYSTEM_METHODS.get(name)
+            if method is not None:
+                return method
+    raise Fault(FaultCode.INVALID_PARAMETERS, f"{call.method}: the name of a method that we have is expected")
+
+
+def _session(arguments: Sequence[Value]) -> str:
+    match arguments:
+        case []:
+            raise ApiError("Argument 1 is missing: the session, a non-empty string, is expected")
+        case [str(text), *_] if session := text.rstrip():
+            # People paste the one_auth file with its line end.
+            return session
+    raise ApiError(f"Argument 1, the session, must be a non-empty string, but is {_kind(arguments[0])}")
+
+
+def _vm_id(arguments: Sequence[Value]) -> int:
+    match arguments:
+        case [_]:
+            raise ApiError("Argument 2 is missing: the VM id, an int, is expected")
+        case [_, bool(), *_]:
+            pass  # True is an int in Python
+        case [_, int(number), *_] if 0 <= number <= MAX_VM_ID:
+            return number
+        case [_, str(text), *_] if (digits := _DIGITS.fullmatch(text)) and int(digits[1]) <= MAX_VM_ID:
+            # An untyped <value>7</value> is a string, and scripts send it.
+            return int(digits[1])
+    raise ApiError(
+        f"Argument 2, the VM id, must be an int from 0 to {MAX_VM_ID} or a string of digits,"
+        f" but is {_kind(arguments[1])}"
+    )
+
+
+def _kind(value: Value) -> str:
+    """Name what was given, without its text: it may be a secret in the wrong place."""
+    match value:
+        case Unsupported(type_name):
+            return f"of type {_quoted(type_name)}"
+        case bool():
+            return "a boolean"
+        case int():
+            return f"the int {value}"
+        case "":
+            return "an empty string"
+        case str():
+            return "another string"
+        case list():
+            return "an array"
+        case _:
+            return "a struct"
+
+
+def _user(session: str) -> str:
+    """Return the user name of a session, fit for a log line; a session without a colon may be all secret."""
+    name, colon, _ = session.partition(":")
+    if not colon:
+        return "-"
+    return _quoted("".join(c if c.isprintable() and not c.isspace() else "?" for c in name))
+
+
+def _quoted(text: str) -> str:
+    return text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + "..."

@@ -1,0 +1,75 @@
+"""The `vnctoken-server` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
+
+from vnctoken import __version__
+from vnctoken.config import load
+from vnctoken.errors import ConfigError
+from vnctoken.log import start_logging
+from vnctoken.service import make_service
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EX_CONFIG = 78
+"""sysexits.h: the configuration is wrong; systemd does not restart on it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service until SIGTERM or SIGINT and return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        config, warnings = load(os.environ, options.config, options.sunstone_config)
+        if options.check:
+            print(config.to_yaml(), end="")
+            for warning in warnings:
+                print(f"vnctoken-server: warning: {warning}", file=sys.stderr)
+            return 0
+        start_logging(config, os.environ)
+        for warning in warnings:
+            Logger().warn("{warning}", warning=warning)
+
+        from twisted.internet import reactor  # noqa: PLC0415 (importing it installs it)
+
+        service = make_service(config, reactor)
+        service.startService()
+    except ConfigError as error:
+        return _failed(error, EX_CONFIG)
+    except CannotListenError as error:
+        return _failed(f"cannot listen on {config.host} port {config.port}: {error.socketError}", 1)
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    print(f"vnctoken-server listens on {service.url}", flush=True)
+    Logger().info("vnctoken-server {version} listens on {url}", version=__version__, url=service.url)
+    reactor.run()
+    return 0
+
+
+def _failed(problem: object, code: int) -> int:
+    print(f"vnctoken-server: {problem}", file=sys.stderr)
+    Logger().critical("{problem}", problem=str(problem))
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vnctoken-server",
+        description="Hand out console tokens of OpenNebula virtual machines over XML-RPC.",
+        epilog="Exit codes: 0 ended by a signal, 1 the port is taken, 78 the configuration cannot be used.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="instead of vnctoken-server.conf in /etc/one")
+    parser.add_argument("--sunstone-config", metavar="FILE", help="instead of sunstone-server.conf in /etc/one")
+    parser.add_argument("--check", action="store_true", help="validate and print the configuration, and end")
+    parser.add_argument("--version", action="version", version=f"vnctoken-server {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

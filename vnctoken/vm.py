@@ -1,0 +1,81 @@
+"""What of a virtual machine matters for its console, read from oned's XML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyone
+
+from vnctoken.errors import OnedError
+from vnctoken.safexml import DocumentError, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lxml import etree
+
+ACTIVE = int(pyone.VM_STATE.ACTIVE)
+
+# BACKUP came with OpenNebula 6.6; pyone 7.3.80 still ends at 68.
+LCM_STATES: Mapping[str, int] = {"BACKUP": 69, **{state.name: int(state) for state in pyone.LCM_STATE}}
+"""The life-cycle states of an ACTIVE VM by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualMachine:
+    """A VM as oned describes it. Texts are as stored, "" where oned has none."""
+
+    state: int
+    lcm_state: int
+    graphics_type: str
+    listen: str
+    port: str
+    password: str = field(repr=False)
+    host: str
+    host_attribute: str
+
+    @classmethod
+    def from_xml(cls, document: str) -> VirtualMachine:
+        """Read the XML that `one.vm.info` answers.
+
+        The host is where the VM is now: HISTORY is oldest first, so the last record's HOSTNAME; of a vCenter VM it is
+        the ESX host that monitoring names. `host_attribute` says which of them it is. Raises OnedError if this is no VM with a state.
+        """
+        try:
+            root = parse(document.encode())
+        except DocumentError:
+            raise OnedError("oned answered with a VM that is not XML") from None
+        if root.tag != "VM":
+            raise OnedError("oned answered with something that is no VM")
+        graphics = root.find("TEMPLATE/GRAPHICS")
+        host, host_attribute = _host(root)
+        return cls(
+            state=_number(root, "STATE"),
+            lcm_state=_number(root, "LCM_STATE"),
+            graphics_type=_text(graphics, "TYPE"),
+            listen=_text(graphics, "LISTEN"),
+            port=_text(graphics, "PORT"),
+            password=_text(graphics, "PASSWD"),
+            host=host,
+            host_attribute=host_attribute,
+        )
+
+
+def _text(element: etree._Element | None, path: str) -> str:
+    return "" if element is None else element.findtext(path) or ""
+
+
+def _number(root: etree._Element, name: str) -> int:
+    text = _text(root, name).strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 10):  # noqa: PLR2004 (a state is a small number)
+        raise OnedError(f"oned answered with a VM without a {name}")
+    return int(text)
+
+
+def _host(root: etree._Element) -> tuple[str, str]:
+    if _text(root, "USER_TEMPLATE/HYPERVISOR").strip().lower() == "vcenter":
+        attribute = "MONITORING/VCENTER_ESX_HOST"
+        return _text(root, attribute).strip(), attribute
+    records = root.findall("HISTORY_RECORDS/HISTORY")
+    return _text(records[-1], "HOSTNAME").strip() if records else "", "HISTORY/HOSTNAME"

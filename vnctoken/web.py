@@ -1,0 +1,258 @@
+"""The HTTP side: which paths and verbs there are, how much a request may weigh, and how long it may take.
+
+twisted.web caps neither bodies nor connections, and its idle timeout starts anew with every byte (so a client that
+sends one a minute stays for ever); both are bounded here.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
+from twisted.web import server
+from twisted.web.http import HTTPChannel, INTERNAL_SERVER_ERROR, NOT_ALLOWED, NOT_FOUND
+from twisted.web.resource import Resource
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress
+    from twisted.python.failure import Failure
+    from twisted.web.http import Request
+
+    from vnctoken.rpc import Rpc
+
+REQUEST_SECONDS = 10
+"""How long a request may take to arrive whole, and how long a connection may stay idle between two."""
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 16_384
+
+
+class RpcResource(Resource):
+    """The XML-RPC endpoint. POST, and GET with a body for some clients of old."""
+
+    isLeaf = True
+    _log = Logger()
+
+    def __init__(self, rpc: Rpc) -> None:
+        super().__init__()
+        self._rpc = rpc
+
+    def render(self, request: Request) -> Any:
+        """Answer a request that has arrived whole."""
+        if request.method not in (b"POST", b"GET"):
+            request.setHeader(b"Allow", b"GET, POST")
+            return _plain(request, NOT_ALLOWED, b"XML-RPC calls are POSTs\n")
+        answering = Deferred.fromCoroutine(self._rpc.answer(request.content.read(), request.getClientAddress().host))
+        # The client that goes away takes its question to oned with it, and no token is written.
+        request.notifyFinish().addErrback(lambda _: answering.cancel())
+        answering.addCallback(self._deliver, request)
+        answering.addErrback(self._fail, request)
+        return server.NOT_DONE_YET
+
+    def _deliver(self, body: bytes, request: Request) -> None:
+        request.setHeader(b"Content-Type", b"text/xml; charset=utf-8")
+        request.setHeader(b"Content-Length", b"%d" % len(body))
+        request.write(body)
+        request.finish()
+
+    def _fail(self, failure: Failure, request: Request) -> None:
+        if failure.check(CancelledError):
+            return
+        self._log.failure("a request could not be answered", failure)
+        request.write(_plain(request, INTERNAL_SERVER_ERROR, b"internal error\n"))
+        request.finish()
+
+
+class _Root(Resource):
+    """Leads every path that starts with /RPC2 to the XML-RPC endpoint; an extra slash before it is forgiven."""
+
+    def __init__(self, endpoint: Resource) -> None:
+        super().__init__()
+        self._endpoint = endpoint
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """Return what a path segment leads to."""
+        if path == b"":
+            return self
+        return self._endpoint if path.startswith(b"RPC2") else _NotFound()
+
+    def render(self, request: Request) -> Any:
+        """Answer / itself."""
+        return _NotFound().render(request)
+
+
+class _NotFound(Resource):
+    isLeaf = True
+
+    def render(self, request: Request) -> Any:
+        """Answer that there is nothing here."""
+        return _plain(request, NOT_FOUND, b"XML-RPC is at /RPC2\n")
+
+
+def _plain(request: Request, code: int, text: bytes) -> bytes:
+    request.setResponseCode(code)
+    request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
+    return text
+
+
+class _BoundedRequest(server.Request):
+    """A request whose body is kept in memory, up to the site's limit, and taken as it is."""
+
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        """Take the body's length, None if it comes in chunks."""
+        self.content = BytesIO()
+        if length is not None and length > self.channel.site.max_request_bytes:
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if self._refused:
+            return
+        if self.content.tell() + len(data) > self.channel.site.max_request_bytes:
+            self._refuse()
+        else:
+            self.content.write(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Answer the request, now that it is whole.
+
+        Twisted's own reads forms first, and breaks on a multipart Content-Type with no form behind it; here the
+        Content-Type does not count.
+        """
+        if self._refused:
+            self.channel.loseConnection()
+            return
+        self.content.seek(0)
+        self.method, self.uri, self.clientproto = command, path, version
+        self.path = path.partition(b"?")[0]
+        self.args = {}
+        self.process()
+
+    def _refuse(self) -> None:
+        """Answer at once; what still comes is thrown away, so that the client reads the answer and not a reset."""
+        self._refused = True
+        self.content.close()
+        self.requestHeaders.removeHeader(b"Expect")
+        self.channel.refuse(b"413 Content Too Large", b"a request may have %d bytes\n" % self.channel.site.max_request_bytes)
+
+
+class _BoundedChannel(HTTPChannel):
+    """A connection on which a request must arrive whole in time."""
+
+    totalHeadersSize = MAX_HEADER_BYTES
+    maxHeaders = MAX_HEADERS
+    _busy = False
+    _refused = False
+
+    def resetTimeout(self) -> None:
+        """Start the clock at a request's first byte, and not, as Twisted does, at every byte."""
+        if not self._busy:
+            self._busy = True
+            super().resetTimeout()
+
+    def requestDone(self, request: Request) -> None:
+        """Take the end of an answer."""
+        self._busy = False
+        super().requestDone(request)
+        if self.site.stopping:
+            self.loseConnection()
+
+    def timeoutConnection(self) -> None:
+        """End a connection whose request did not arrive in time."""
+        if self._busy and not self._refused:
+            self.refuse(b"408 Request Timeout", b"a request must arrive within %d seconds\n" % REQUEST_SECONDS)
+        super().timeoutConnection()
+
+    def refuse(self, status: bytes, text: bytes) -> None:
+        """Write an answer to a request that will not be read."""
+        self._refused = True
+        self.transport.write(_last_words(status, text))
+
+    def stop(self) -> None:
+        """End the connection, after the answer if a request is on its way."""
+        if not self._busy:
+            self.loseConnection()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Take the end of the connection."""
+        self.site.forget(self)
+        super().connectionLost(reason)
+
+
+class _Refusal(Protocol):
+    """A connection too many."""
+
+    def connectionMade(self) -> None:
+        """Say so, and end."""
+        self.transport.write(_last_words(b"503 Service Unavailable", b"too many connections\n"))
+        self.transport.loseConnection()
+
+
+def _last_words(status: bytes, text: bytes) -> bytes:
+    return (
+        b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
+        % (status, len(text), text)
+    )
+
+
+class RpcSite(server.Site):
+    """The HTTP server: at most `max_connections` connections, and bodies of at most `max_request_bytes` bytes."""
+
+    protocol = _BoundedChannel
+    displayTracebacks = False
+    noisy = False
+    stopping = False
+    _log = Logger()
+
+    def __init__(self, rpc: Rpc, reactor: Any, *, max_connections: int, max_request_bytes: int) -> None:
+        super().__init__(
+            _Root(RpcResource(rpc)), requestFactory=_BoundedRequest, timeout=REQUEST_SECONDS, reactor=reactor
+        )
+        self.max_request_bytes = max_request_bytes
+        self._max_connections = max_connections
+        self._channels: set[_BoundedChannel] = set()
+        self._full = False
+        self._drained: Deferred[None] | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        """Return the protocol of a new connection."""
+        if len(self._channels) >= self._max_connections:
+            if not self._full:
+                self._log.warn("{n} connections are open (:max_connections:); more are refused", n=len(self._channels))
+            self._full = True
+            return _Refusal()
+        self._full = False
+        channel = super().buildProtocol(addr)
+        self._channels.add(channel)
+        return channel
+
+    def forget(self, channel: _BoundedChannel) -> None:
+        """Take note of a connection that has ended."""
+        self._channels.discard(channel)
+        if self._drained is not None and not self._channels:
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+    async def drain(self, seconds: float) -> None:
+        """End the connections that are idle, and the others after their answers; after so many seconds, at once."""
+        self.stopping = True
+        for channel in list(self._channels):
+            channel.stop()
+        if not self._channels:
+            return
+        self._drained = Deferred()
+        try:
+            await self._drained.addTimeout(seconds, self.reactor)
+        except TimeoutError:
+            self._drained = None
+            self._log.warn("{n} calls were cut off: they took longer to finish", n=len(self._channels))
+            for channel in list(self._channels):
+                channel.transport.abortConnection()
+
+    def log(self, request: Request) -> None:
+        """Keep no access log: calls are logged where their meaning is known."""
