@@ -9,9 +9,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, ConnectionDone, ConnectionRefusedError, DNSLookupError
+from twisted.internet.error import (
+    ConnectError,
+    ConnectingCancelledError,
+    ConnectionDone,
+    ConnectionRefusedError,
+    DNSLookupError,
+)
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 
@@ -56,7 +62,10 @@ class HttpExchange:
         """
         factory = Factory.forProtocol(_Exchange)
         factory.noisy = False
-        exchange = await self._connect(factory)
+        try:
+            exchange = await self._connect(factory)
+        except ConnectingCancelledError:
+            raise CancelledError from None
         return await exchange.ask(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
 
     async def _connect(self, factory: Factory) -> _Exchange:

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime, timezone
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from twisted.logger import (
-    FileLogObserver,
-    FilteringLogObserver,
-    ILogObserver,
-    LogLevel,
-    LogLevelFilterPredicate,
-    formatEventAsClassicLogText,
-    formatTime,
-    globalLogBeginner,
-)
+from twisted.logger import LogLevel, eventAsText, globalLogBeginner
 
 from vnctoken.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import TextIO
 
-    from constantly import NamedConstant
     from twisted.logger import LogEvent
 
     from vnctoken.config import Config
 
-LEVELS = (LogLevel.error, LogLevel.warn, LogLevel.info, LogLevel.debug)
-"""What the numbers of :debug_level: mean."""
-
-# sd-daemon(3): the journal takes the priority from the line.
-_PRIORITIES = {
-    LogLevel.debug: 7,
-    LogLevel.info: 6,
-    LogLevel.warn: 4,
-    LogLevel.error: 3,
-    LogLevel.critical: 2,
-}
+# The family's numbers, and sd-daemon(3)'s: the journal takes the priority from the line.
+_DEBUG_LEVELS = {LogLevel.critical: 0, LogLevel.error: 0, LogLevel.warn: 1, LogLevel.info: 2, LogLevel.debug: 3}
+_PRIORITIES = {LogLevel.critical: 2, LogLevel.error: 3, LogLevel.warn: 4, LogLevel.info: 6, LogLevel.debug: 7}
+_WARNING = 1
 
 
 def start_logging(config: Config, environment: Mapping[str, str]) -> None:
@@ -46,20 +31,47 @@ def start_logging(config: Config, environment: Mapping[str, str]) -> None:
     To standard error with priorities if that is the journal (JOURNAL_STREAM) or `:log: :system: syslog` says so, else
     appended to vnctoken.log and, from WARNING up, to vnctoken.error. Raises ConfigError if these cannot be opened.
     """
-    level = LEVELS[config.debug_level]
     if "JOURNAL_STREAM" in environment or config.log_system == "syslog":
-        observers = [_filtered(FileLogObserver(sys.stderr, _for_journal), level)]
+        observer = to_journal(config.debug_level, sys.stderr)
     else:
-        everything, errors = (_opened(config, name) for name in ("vnctoken.log", "vnctoken.error"))
-        observers = [
-            _filtered(FileLogObserver(everything, _for_file), level),
-            _filtered(FileLogObserver(errors, _for_file), min(LogLevel.warn, level, key=LEVELS.index)),
-        ]
-    globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
+        observer = to_files(config.debug_level, _opened(config, "vnctoken.log"), _opened(config, "vnctoken.error"))
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 
-def _filtered(observer: ILogObserver, level: NamedConstant) -> ILogObserver:
-    return FilteringLogObserver(observer, [LogLevelFilterPredicate(defaultLogLevel=level)])
+def to_files(debug_level: int, everything: TextIO, warnings: TextIO) -> Callable[[LogEvent], None]:
+    """Return an observer that writes events up to a debug level, and those from WARNING up again to `warnings`."""
+
+    def observe(event: LogEvent) -> None:
+        level = event["log_level"]
+        if _DEBUG_LEVELS[level] <= debug_level:
+            text = _text(event).replace("\n", "\n\t")
+            line = f"{_time(int(event['log_time']))} {level.name.upper():8} {text}\n"
+            everything.write(line)
+            if _DEBUG_LEVELS[level] <= _WARNING:
+                warnings.write(line)
+
+    return observe
+
+
+def to_journal(debug_level: int, stream: TextIO) -> Callable[[LogEvent], None]:
+    """Return an observer that writes events up to a debug level, each line with its priority."""
+
+    def observe(event: LogEvent) -> None:
+        level = event["log_level"]
+        if _DEBUG_LEVELS[level] <= debug_level:
+            stream.write("".join(f"<{_PRIORITIES[level]}>{line}\n" for line in _text(event).splitlines()))
+            stream.flush()
+
+    return observe
+
+
+def _text(event: LogEvent) -> str:
+    return eventAsText(event, includeTimestamp=False, includeSystem=False)
+
+
+@lru_cache(maxsize=1)
+def _time(second: int) -> str:
+    return datetime.fromtimestamp(second, tz=timezone.utc).astimezone().isoformat()
 
 
 def _opened(config: Config, name: str) -> TextIO:
@@ -72,13 +84,3 @@ def _opened(config: Config, name: str) -> TextIO:
             f"{path}: the log cannot be opened ({error.strerror}); the folder must exist and this user must be able to"
             " write there, or ONE_LOCATION must be set for a self-contained installation"
         ) from None
-
-
-def _for_file(event: LogEvent) -> str | None:
-    return formatEventAsClassicLogText(event, lambda when: formatTime(when))
-
-
-def _for_journal(event: LogEvent) -> str | None:
-    text = formatEventAsClassicLogText(event, lambda _: "")
-    priority = _PRIORITIES[event["log_level"]]
-    return text and "".join(f"<{priority}>{line}\n" for line in text.strip().splitlines())

@@ -48,7 +48,7 @@ class VirtualMachine:
             raise OnedError("oned answered with a VM that is not XML") from None
         if root.tag != "VM":
             raise OnedError("oned answered with something that is no VM")
-        graphics = root.find("TEMPLATE/GRAPHICS")
+        graphics = _child(root, "TEMPLATE", "GRAPHICS")
         host, host_attribute = _host(root)
         return cls(
             state=_number(root, "STATE"),
@@ -62,8 +62,16 @@ class VirtualMachine:
         )
 
 
-def _text(element: etree._Element | None, path: str) -> str:
-    return "" if element is None else element.findtext(path) or ""
+def _child(element: etree._Element | None, *path: str) -> etree._Element | None:
+    # Not find(): its paths cost three times as much, and every call reads a dozen.
+    for tag in path:
+        element = None if element is None else next(element.iterchildren(tag), None)
+    return element
+
+
+def _text(element: etree._Element | None, *path: str) -> str:
+    child = _child(element, *path)
+    return "" if child is None else child.text or ""
 
 
 def _number(root: etree._Element, name: str) -> int:
@@ -74,8 +82,8 @@ def _number(root: etree._Element, name: str) -> int:
 
 
 def _host(root: etree._Element) -> tuple[str, str]:
-    if _text(root, "USER_TEMPLATE/HYPERVISOR").strip().lower() == "vcenter":
-        attribute = "MONITORING/VCENTER_ESX_HOST"
-        return _text(root, attribute).strip(), attribute
-    records = root.findall("HISTORY_RECORDS/HISTORY")
-    return _text(records[-1], "HOSTNAME").strip() if records else "", "HISTORY/HOSTNAME"
+    if _text(root, "USER_TEMPLATE", "HYPERVISOR").strip().lower() == "vcenter":
+        return _text(root, "MONITORING", "VCENTER_ESX_HOST").strip(), "MONITORING/VCENTER_ESX_HOST"
+    records = _child(root, "HISTORY_RECORDS")
+    last = None if records is None else next(records.iterchildren("HISTORY", reversed=True), None)
+    return _text(last, "HOSTNAME").strip(), "HISTORY/HOSTNAME"

@@ -53,15 +53,19 @@ class RpcResource(Resource):
         return server.NOT_DONE_YET
 
     def _deliver(self, body: bytes, request: Request) -> None:
+        if request.channel is None:
+            return  # gone, in the moment between the answer and now
         request.setHeader(b"Content-Type", b"text/xml; charset=utf-8")
         request.setHeader(b"Content-Length", b"%d" % len(body))
         request.write(body)
         request.finish()
 
     def _fail(self, failure: Failure, request: Request) -> None:
-        if failure.check(CancelledError):
+        if failure.check(CancelledError) and request.channel is None:
             return
         self._log.failure("a request could not be answered", failure)
+        if request.channel is None:
+            return
         request.write(_plain(request, INTERNAL_SERVER_ERROR, b"internal error\n"))
         request.finish()
 

@@ -64,10 +64,11 @@ def read_call(document: bytes) -> MethodCall:
         root = parse(document)
     except DocumentError as error:
         raise Fault(FaultCode.NOT_WELL_FORMED, f"The request is not well-formed XML: {error}") from None
-    method = (root.findtext("methodName") or "").strip()
-    if root.tag != "methodCall" or not method:
+    method = _child(root, "methodName")
+    name = "" if method is None else (method.text or "").strip()
+    if root.tag != "methodCall" or not name:
         raise Fault(FaultCode.INVALID_REQUEST, "The request is no methodCall with a methodName")
-    return MethodCall(method, [_value(value) for value in root.iterfind("params/param/value")])
+    return MethodCall(name, _parameters(root))
 
 
 def read_answer(document: bytes) -> Value:
@@ -77,14 +78,11 @@ def read_answer(document: bytes) -> Value:
     """
     root = parse(document)
     if root.tag == "methodResponse":
-        value = root.find("params/param/value")
-        if value is not None:
-            return _value(value)
-        fault = root.find("fault/value")
-        if fault is not None:
-            match _value(fault):
-                case {"faultCode": int(code), "faultString": str(text)}:
-                    raise Fault(code, text)
+        if values := _parameters(root):
+            return values[0]
+        match [_value(value) for fault in root.iterchildren("fault") for value in fault.iterchildren("value")]:
+            case [{"faultCode": int(code), "faultString": str(text)}]:
+                raise Fault(code, text)
     raise DocumentError("no methodResponse with a value")
 
 
@@ -96,6 +94,20 @@ def write_call(method: str, *arguments: str | int) -> bytes:
 def write_answer(value: Any) -> bytes:
     """Return the body of a methodResponse with one value, or with a fault if the value is a Fault."""
     return xmlrpc.client.dumps(value if isinstance(value, Fault) else (value,), methodresponse=True).encode()
+
+
+# iterchildren() rather than find() and its paths: this is most of the work on a call, and half as dear.
+def _child(element: etree._Element, tag: str) -> etree._Element | None:
+    return next(element.iterchildren(tag), None)
+
+
+def _parameters(root: etree._Element) -> list[Value]:
+    return [
+        _value(value)
+        for params in root.iterchildren("params")
+        for param in params.iterchildren("param")
+        for value in param.iterchildren("value")
+    ]
 
 
 def _value(element: etree._Element) -> Value:
@@ -112,7 +124,7 @@ def _value(element: etree._Element) -> Value:
         case "boolean" if text.strip() in ("0", "1"):
             return text.strip() == "1"
         case "array":
-            return [_value(item) for item in typed.iterfind("data/value")]
+            return [_value(item) for data in typed.iterchildren("data") for item in data.iterchildren("value")]
         case "struct":
             return _struct(typed)
         case tag:
@@ -121,9 +133,9 @@ def _value(element: etree._Element) -> Value:
 
 def _struct(element: etree._Element) -> dict[str, Value] | Unsupported:
     members: dict[str, Value] = {}
-    for member in element.iterfind("member"):
-        name, value = member.findtext("name"), member.find("value")
+    for member in element.iterchildren("member"):
+        name, value = _child(member, "name"), _child(member, "value")
         if name is None or value is None:
             return Unsupported("struct with an incomplete member")
-        members[name] = _value(value)
+        members[name.text or ""] = _value(value)
     return members

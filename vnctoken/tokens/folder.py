@@ -14,6 +14,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from vnctoken.errors import ConfigError, TokenStoreError
+from vnctoken.tokens.moving import move_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,8 @@ class TokenFolder:
                 folder.mkdir(mode=0o700, exist_ok=True)
             for leftover in self._incoming.iterdir():
                 leftover.unlink()
-            self._write(self._incoming / "probe", b"").unlink()
+            _write(f"{self._incoming}/probe", b"")
+            os.unlink(f"{self._incoming}/probe")
             if not os.access(self._path, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "Permission denied")
             self._probe_rename()
@@ -56,38 +58,19 @@ class TokenFolder:
         Raises TokenStoreError if that is not possible; what was there before is then still there.
         """
         name = f"one-{vm_id}"
-        target = self._path / name
+        target = f"{self._path}/{name}"
+        written = f"{self._incoming}/{name}.{secrets.token_hex(8)}"
         try:
-            self._refuse_planted(target)
+            _refuse_planted(target)
             # An IPv6 address is written bare: websockify splits at the last colon.
-            written = self._write(self._incoming / f"{name}.{secrets.token_hex(8)}", f"{token}: {host}:{port}\n".encode())
+            _write(written, f"{token}: {host}:{port}\n".encode())
             try:
-                written.replace(target)
+                move_in(written, target)
             except OSError:
-                written.unlink(missing_ok=True)
+                os.unlink(written)
                 raise
         except OSError as error:
             raise TokenStoreError(f"Cannot create VNC proxy token. {error.strerror}") from error
-
-    @staticmethod
-    def _write(path: Path, content: bytes) -> Path:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            # No fsync: a token is worthless after a power failure, and the reactor thread must not wait for a disk.
-            if os.write(descriptor, content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            path.unlink()
-            raise
-        finally:
-            os.close(descriptor)
-        return path
-
-    @staticmethod
-    def _refuse_planted(target: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(target.lstat().st_mode):
-                raise OSError(errno.EINVAL, "The VM's entry in the token folder is not a regular file")
 
     def _probe_rename(self) -> None:
         """Raise OSError with EXDEV if a file cannot be moved from one folder to the other.
@@ -111,3 +94,23 @@ class TokenFolder:
                 f" {self._incoming.name!r} beside it on the same filesystem and mount, this user can write:"
                 f" {error.strerror}{f' ({error.filename})' if error.filename else ''}"
             ) from error
+
+
+def _write(path: str, content: bytes) -> None:
+    """Write a new file, whole or not at all."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        # No fsync: a token is worthless after a power failure, and the reactor thread must not wait for a disk.
+        if os.write(descriptor, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_planted(target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(target).st_mode):
+            raise OSError(errno.EINVAL, "The VM's entry in the token folder is not a regular file")

@@ -1,0 +1,137 @@
+"""Who may log in to the sandbox's cloud, who may use which VM, and what the standard cloud holds."""
+
+import pytest
+
+from vnctoken.sandbox.behaviour import UGLY_GUESTS, Kind
+from vnctoken.sandbox.cloud import (
+    ALICE,
+    BOB,
+    DAVE,
+    EVE,
+    ONEADMIN,
+    SERVERADMIN,
+    Cloud,
+    Group,
+    Guest,
+    User,
+    demo_cloud,
+)
+
+CLOUD = demo_cloud()
+
+
+@pytest.mark.parametrize(
+    ("session", "user"),
+    [
+        ("alice:secret", ALICE),
+        ("bob:secret", BOB),
+        ("oneadmin:opennebula", ONEADMIN),
+        ("eve:with:colons:in:it", EVE),
+    ],
+)
+def test_a_session_belongs_to_the_user_with_that_password(session, user):
+    assert CLOUD.who_is(session) == user
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        "alice:wrong",
+        "alice:",
+        "alice",
+        "",
+        ":secret",
+        "ALICE:secret",
+        "alice:secret\n",
+        "alice:sécret",
+        "nobody:secret",
+        f"{DAVE.name}:{DAVE.password}",
+        f"{SERVERADMIN.name}:{SERVERADMIN.password}",
+    ],
+)
+def test_any_other_session_belongs_to_nobody(session):
+    """Among them a disabled user's, and a server account's own password."""
+    assert CLOUD.who_is(session) is None
+
+
+MEMBER = User(10, "member", "x", Group(7, "seven"))
+OWNER = User(11, "owner", "x", Group(7, "seven"))
+STRANGER = User(12, "stranger", "x", Group(8, "eight"))
+OPERATOR = User(13, "operator", "x", Group(0, "oneadmin"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "users"),
+    [
+        (0o000, set()),
+        (0o400, {"owner"}),
+        (0o600, {"owner"}),
+        (0o300, set()),
+        (0o040, {"owner", "member"}),
+        (0o640, {"owner", "member"}),
+        (0o030, set()),
+        (0o004, {"owner", "member", "stranger"}),
+        (0o003, set()),
+    ],
+)
+def test_a_use_bit_that_applies_to_the_user_lets_him_use_the_vm(mode, users):
+    """The owner is also a member of the group, and everybody is one of the others."""
+    guest = Guest(1, "vm", OWNER, None, mode=mode)
+    allowed = {user.name for user in (OWNER, MEMBER, STRANGER) if CLOUD.may_use(user, guest)}
+    assert allowed == users
+
+
+@pytest.mark.parametrize("administrator", [ONEADMIN, OPERATOR])
+def test_an_administrator_may_use_every_vm_and_read_every_account(administrator):
+    assert CLOUD.may_use(administrator, Guest(1, "vm", OWNER, None, mode=0))
+    assert CLOUD.may_read_account(administrator, STRANGER)
+
+
+def test_an_ordinary_user_may_read_his_own_account_only():
+    assert CLOUD.may_read_account(ALICE, ALICE)
+    assert not CLOUD.may_read_account(ALICE, BOB)
+
+
+def test_what_is_not_there_is_none():
+    assert CLOUD.guest(999999) is None
+    assert CLOUD.user(999999) is None
+
+
+def test_a_quota_counts_the_vms_that_a_user_owns_and_that_are_not_done():
+    cloud = Cloud(
+        [OWNER, MEMBER],
+        [
+            Guest(1, "running", OWNER, None),
+            Guest(2, "done", OWNER, None, state=6),
+            Guest(3, "other's", MEMBER, None),
+        ],
+    )
+    assert [guest.id for guest in cloud.guests_of(OWNER)] == [1]
+
+
+def test_no_password_is_shown_when_a_user_is_printed():
+    assert ALICE.password not in repr(ALICE)
+
+
+@pytest.mark.parametrize(
+    ("guest_id", "state", "lcm_state", "port", "host"),
+    [
+        (0, 3, 3, "5900", "dummy-host-1"),
+        (7, 8, 0, "5907", "dummy-host-1"),
+        (13, 3, 3, "5913", "2001:db8::1"),
+        (15, 3, 3, "5915", "unix_socket"),
+        (20, 3, 3, "5920", "dummy-host-2.example.org"),
+        (21, 3, 4, "5921", "dummy-host-1"),
+        (25, 3, 69, "5925", "dummy-host-1"),
+    ],
+)
+def test_the_standard_cloud_keeps_its_numbers(guest_id, state, lcm_state, port, host):
+    guest = CLOUD.guest(guest_id)
+    assert (guest.state, guest.lcm_state) == (state, lcm_state)
+    assert guest.graphics["PORT"] == port
+    assert guest.stays[-1].host == host
+
+
+def test_every_kind_of_behaviour_has_a_vm_of_alices():
+    assert {behaviour.kind for behaviour in UGLY_GUESTS.values()} == set(Kind)
+    assert all(CLOUD.guest(guest_id).owner == ALICE for guest_id in UGLY_GUESTS)

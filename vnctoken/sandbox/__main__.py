@@ -1,0 +1,67 @@
+"""``python -m vnctoken.sandbox``: run the sandbox's oned in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.task import react
+
+from vnctoken.sandbox.behaviour import UGLY_GUESTS, Behaviour
+from vnctoken.sandbox.cloud import demo_cloud
+from vnctoken.sandbox.listening import listen
+from vnctoken.sandbox.oned import OnedFactory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vnctoken.sandbox",
+        description="A stand-in for OpenNebula's oned; alice:secret, bob:secret, oneadmin:opennebula log in.",
+    )
+    parser.add_argument(
+        "--listen",
+        type=_address,
+        default="127.0.0.1:2633",
+        metavar="HOST:PORT",
+        help="where to listen; port 0 takes a free one (default %(default)s)",
+    )
+    parser.add_argument(
+        "--delay", type=float, default=0, metavar="SECONDS", help="answer every call so much later"
+    )
+    parser.add_argument(
+        "--max-connections",
+        type=int,
+        metavar="N",
+        help="leave further connections unaccepted, as oned does with MAX_CONN = 15 (default: no limit)",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(reactor: Any, *arguments: str) -> Deferred[None]:
+    """Run until the process is told to end; exit with a message if the address cannot be had."""
+    options = _arguments(arguments)
+    factory = OnedFactory(demo_cloud(), reactor, Behaviour(delay=options.delay), UGLY_GUESTS)
+    try:
+        url = listen(reactor, options.listen, factory, options.max_connections)
+    except (OSError, CannotListenError) as error:
+        sys.exit(f"The sandbox cannot listen: {error}")
+    # Not before the reactor handles signals: whoever waits for this line may end us at once.
+    reactor.callWhenRunning(print, f"oned sandbox listens on {url}", flush=True)
+    return Deferred()
+
+
+if __name__ == "__main__":
+    react(main, sys.argv[1:])

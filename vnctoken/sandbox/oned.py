@@ -1,0 +1,127 @@
+"""A stand-in for OpenNebula's core daemon: three of its methods, for clients that must not notice.
+
+It answers as oned 6.10.0 does, down to spelling, line ends and the order in which things are checked.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from twisted.internet.protocol import Factory
+
+from vnctoken.errors import ErrorCode
+from vnctoken.sandbox.abyss import Abyss
+from vnctoken.sandbox.behaviour import Behaviour, spoil_answer
+from vnctoken.sandbox.calls import NO_SUCH_METHOD_ERROR, Answer, FaultError, decode_call
+from vnctoken.sandbox.rendering import guest_xml, user_xml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from twisted.internet.interfaces import IAddress
+
+    from vnctoken.sandbox.abyss import Clock
+    from vnctoken.sandbox.calls import Call
+    from vnctoken.sandbox.cloud import Cloud, User
+
+VERSION = "6.10.0"
+"""What ``one.system.version`` answers."""
+
+_VM_INFO = "one.vm.info"
+
+
+class Oned:
+    """The methods, over one cloud; no network."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._methods = {
+            _VM_INFO: self._vm_info,
+            "one.user.info": self._user_info,
+            "one.system.version": self._version,
+        }
+        self._guest_answers: dict[int, Answer] = {}
+
+    def answer(self, call: Call) -> Answer:
+        """Return the answer to a call; raise `FaultError` if the method is unknown or an argument wrong."""
+        method = self._methods.get(call.method)
+        if method is None:
+            raise FaultError(NO_SUCH_METHOD_ERROR, f"Method '{call.method}' not defined")
+        # oned reads the session, then judges it, and only then reads the other arguments.
+        user = self._cloud.who_is(call.string(0))
+        if user is None:
+            text = "User couldn't be authenticated, aborting call."
+            return _error(call, text, ErrorCode.AUTHENTICATION)
+        return method(call, user)
+
+    def _vm_info(self, call: Call, user: User) -> Answer:
+        guest_id = _object_id(call)
+        guest = self._cloud.guest(guest_id)
+        if guest is None:
+            return _error(call, f"Error getting virtual machine [{guest_id}].", ErrorCode.NO_EXISTS, guest_id)
+        if not self._cloud.may_use(user, guest):
+            return _not_authorized(call, user, f"VM [{guest_id}]")
+        if guest_id not in self._guest_answers:
+            self._guest_answers[guest_id] = Answer(success=True, text=guest_xml(guest))
+        return self._guest_answers[guest_id]
+
+    def _user_info(self, call: Call, user: User) -> Answer:
+        asked_id = _object_id(call)
+        account = user if asked_id == -1 else self._cloud.user(asked_id)
+        if account is None:
+            return _error(call, f"Error getting user [{asked_id}].", ErrorCode.NO_EXISTS, asked_id)
+        if not self._cloud.may_read_account(user, account):
+            return _not_authorized(call, user, f"USER [{asked_id}]")
+        return Answer(success=True, text=user_xml(account, self._cloud.guests_of(account)))
+
+    def _version(self, _call: Call, _user: User) -> Answer:
+        return Answer(success=True, text=VERSION)
+
+
+def _object_id(call: Call) -> int:
+    object_id = call.integer(1)
+    if len(call.arguments) > 2:  # noqa: PLR2004 - whether to decrypt: checked for its type, else of no effect
+        call.boolean(2)
+    return object_id
+
+
+def _not_authorized(call: Call, user: User, what: str) -> Answer:
+    return _error(call, f"User [{user.id}] : Not authorized to perform USE {what}.", ErrorCode.AUTHORIZATION)
+
+
+def _error(call: Call, text: str, code: ErrorCode, object_id: int = -1) -> Answer:
+    return Answer(success=False, text=f"[{call.method}] {text}", code=code.value, object_id=object_id)
+
+
+class OnedFactory(Factory):
+    """The server: `behaviour` for every call, but for ``one.vm.info`` of the VMs in `ugly_guests` theirs."""
+
+    noisy = False
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        clock: Clock,
+        behaviour: Behaviour = Behaviour(),  # noqa: B008 - it is frozen
+        ugly_guests: Mapping[int, Behaviour] = MappingProxyType({}),
+    ) -> None:
+        self._oned = Oned(cloud)
+        self._clock = clock
+        self._behaviour = behaviour
+        self._ugly_guests = ugly_guests
+
+    def buildProtocol(self, addr: IAddress | None) -> Abyss:  # noqa: ARG002 - everybody is served
+        """Return the protocol of a new connection."""
+        return Abyss(self._reply, self._clock)
+
+    def _reply(self, request: bytes) -> tuple[bytes, Behaviour]:
+        behaviour = self._behaviour
+        try:
+            call = decode_call(request)
+            if call.method == _VM_INFO and len(call.arguments) > 1:
+                behaviour = self._ugly_guests.get(call.integer(1), behaviour)
+            answer = self._oned.answer(call)
+        except FaultError as fault:
+            return fault.body, behaviour
+        return spoil_answer(behaviour.kind, answer), behaviour
