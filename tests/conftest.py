@@ -109,7 +109,7 @@ class Cloud:
 
 @pytest.fixture(scope="session")
 def cloud():
-    """The sandbox's oned as a process: users alice:secret, bob:secret and oneadmin:opennebula."""
+    """Run the sandbox's oned as a process: users alice:secret, bob:secret and oneadmin:opennebula."""
     args = (sys.executable, "-m", "vnctoken.sandbox", "--listen", "127.0.0.1:0")
     with running(*args, ready=r"listens on (\S+)") as process:
         yield Cloud(process.wait_for(r"listens on (http://\S+)").group(1), process)
@@ -152,6 +152,6 @@ def vnctoken_server(one_location, oned_url, settings="", environment=()):
 
 @pytest.fixture
 def service(tmp_path, cloud):
-    """A `vnctoken-server` process in front of the sandbox's oned."""
+    """Run a `vnctoken-server` process in front of the sandbox's oned."""
     with vnctoken_server(tmp_path / "one", cloud.url) as running_service:
         yield running_service

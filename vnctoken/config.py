@@ -7,7 +7,7 @@ Two files are read: Sunstone's, of which a few keys are inherited, and ours over
 from __future__ import annotations
 
 import difflib
-import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,9 +20,23 @@ from vnctoken.errors import ConfigError
 from vnctoken.vm import LCM_STATES
 
 DEFAULT_CONSOLE_STATES = (
-    "RUNNING MIGRATE SHUTDOWN CANCEL UNKNOWN HOTPLUG SHUTDOWN_POWEROFF HOTPLUG_SNAPSHOT HOTPLUG_NIC HOTPLUG_SAVEAS"
-    " SHUTDOWN_UNDEPLOY DISK_SNAPSHOT DISK_SNAPSHOT_REVERT DISK_RESIZE HOTPLUG_RESIZE BACKUP"
-).split()
+    "RUNNING",
+    "MIGRATE",
+    "SHUTDOWN",
+    "CANCEL",
+    "UNKNOWN",
+    "HOTPLUG",
+    "SHUTDOWN_POWEROFF",
+    "HOTPLUG_SNAPSHOT",
+    "HOTPLUG_NIC",
+    "HOTPLUG_SAVEAS",
+    "SHUTDOWN_UNDEPLOY",
+    "DISK_SNAPSHOT",
+    "DISK_SNAPSHOT_REVERT",
+    "DISK_RESIZE",
+    "HOTPLUG_RESIZE",
+    "BACKUP",
+)
 """The LCM states in which the hypervisor runs the guest, so that there is a screen to see."""
 
 INHERITED = frozenset({"one_xmlrpc", "one_xmlrpc_timeout", "debug_level", "log", "vnc_proxy_support_wss"})
@@ -44,7 +58,7 @@ class Config:
     one_xmlrpc_timeout: float = 25
     one_xmlrpc_connections: int = 8
     one_xmlrpc_ca: str | None = None
-    token_folder_name: str = "sunstone_vnc_tokens"
+    token_folder_name: str = "sunstone_vnc_tokens"  # noqa: S105 (a folder's name)
     vnc_ports: range = range(5900, 65536)
     console_states: frozenset[int] = frozenset(LCM_STATES[name] for name in DEFAULT_CONSOLE_STATES)
     vnc_proxy_support_wss: bool = False
@@ -195,8 +209,8 @@ def _text(expected: str) -> Callable[[Any], str]:
 
 
 def _number_from(value: Any) -> Any:
-    """Return a number that was quoted as the number it is."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value  # noqa: PLR2004 (longer ones fit no key)
+    """Return a number that was quoted as the number it is; longer ones fit no key."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value, re.ASCII) else value
 
 
 def _integer(low: int, high: int) -> Callable[[Any], int]:
@@ -251,7 +265,7 @@ def _folder_name(value: Any) -> str:
 
 def _ports(value: Any) -> range:
     expected = 'two TCP ports, the lower one first, such as "5900:65535",'
-    low, colon, high = value.partition(":") if isinstance(value, str) else ("", "", "")
+    low, _, high = value.partition(":") if isinstance(value, str) else ("", "", "")
     try:
         port = _integer(1, 65535)
         ports = range(port(low), port(high) + 1)

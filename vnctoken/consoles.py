@@ -44,9 +44,7 @@ class Consoles:
     to viewers: whether the websocket proxy speaks TLS.
     """
 
-    def __init__(
-        self, oned: Oned, tokens: TokenFolder, *, states: Container[int], ports: range, wss: bool
-    ) -> None:
+    def __init__(self, oned: Oned, tokens: TokenFolder, *, states: Container[int], ports: range, wss: bool) -> None:
         self._oned = oned
         self._tokens = tokens
         self._states = states

@@ -15,17 +15,16 @@ from twisted.internet.error import (
     ConnectError,
     ConnectingCancelledError,
     ConnectionDone,
-    ConnectionRefusedError,
     DNSLookupError,
 )
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.error import ConnectionRefusedError as TCPRefusedError
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 
 from vnctoken.errors import OnedError
 
 if TYPE_CHECKING:
     from twisted.internet.address import IPv4Address, IPv6Address
-    from twisted.internet.interfaces import IStreamClientEndpoint
+    from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
     from twisted.python.failure import Failure
 
 MAX_HEADER_BYTES = 65_536
@@ -37,8 +36,8 @@ ADDRESS_SECONDS = 60.0
 class HttpExchange:
     """Posts XML to one URL.
 
-    `tls`, as `twisted.internet.ssl.optionsForClientTLS` makes it, is needed for https. The reactor is a Twisted reactor:
-    it connects, resolves names off its own thread, and tells the time.
+    `tls`, as `twisted.internet.ssl.optionsForClientTLS` makes it, is needed for https. The reactor connects, resolves
+    names off its own thread, and tells the time.
     """
 
     def __init__(self, reactor: Any, url: str, tls: IOpenSSLClientConnectionCreator | None = None) -> None:
@@ -46,6 +45,8 @@ class HttpExchange:
         port = parts.port or (443 if tls else 80)
         self._reactor = reactor
         self._tls = tls
+        self._factory = Factory.forProtocol(_Exchange)
+        self._factory.noisy = False
         self._by_name = HostnameEndpoint(reactor, parts.hostname, port)
         self._by_address: IStreamClientEndpoint | None = None
         self._address_expires = 0.0
@@ -60,23 +61,21 @@ class HttpExchange:
 
         Raises OnedError if there is no connection, no complete HTTP answer, or one other than 200.
         """
-        factory = Factory.forProtocol(_Exchange)
-        factory.noisy = False
         try:
-            exchange = await self._connect(factory)
+            exchange = await self._connect()
         except ConnectingCancelledError:
             raise CancelledError from None
         return await exchange.ask(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
 
-    async def _connect(self, factory: Factory) -> _Exchange:
+    async def _connect(self) -> _Exchange:
         if self._by_address is not None and self._reactor.seconds() < self._address_expires:
             try:
-                return await self._wrapped(self._by_address).connect(factory)
+                return await self._wrapped(self._by_address).connect(self._factory)
             except ConnectError:
                 self._by_address = None
         try:
-            exchange: _Exchange = await self._wrapped(self._by_name).connect(factory)
-        except ConnectionRefusedError:
+            exchange: _Exchange = await self._wrapped(self._by_name).connect(self._factory)
+        except TCPRefusedError:
             raise OnedError("oned refuses connections: it is not running, or not at :one_xmlrpc:") from None
         except DNSLookupError:
             raise OnedError("the host of :one_xmlrpc: has no address") from None
@@ -97,6 +96,8 @@ class HttpExchange:
 
 class _Exchange(Protocol):
     """The connection of one exchange."""
+
+    transport: Any  # a TCP transport; ITransport does not know abortConnection
 
     def __init__(self) -> None:
         self._answered: Deferred[bytes] | None = None
@@ -135,7 +136,7 @@ class _Exchange(Protocol):
         elif reason.check(ConnectionDone):
             self._fail(OnedError("oned closed the connection without an answer"))
         else:
-            self._fail(OnedError(f"the connection to oned failed: {reason.type.__name__}"))
+            self._fail(OnedError(f"the connection to oned failed: {type(reason.value).__name__}"))
 
     def _read_head(self) -> None:
         end = self._received.find(b"\r\n\r\n")

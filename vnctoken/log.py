@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from vnctoken.config import Config
 
 # The family's numbers, and sd-daemon(3)'s: the journal takes the priority from the line.
-_DEBUG_LEVELS = {LogLevel.critical: 0, LogLevel.error: 0, LogLevel.warn: 1, LogLevel.info: 2, LogLevel.debug: 3}
+_DEBUG_LEVELS = {
+    LogLevel.critical: 0,
+    LogLevel.error: 0,
+    LogLevel.warn: 1,
+    LogLevel.info: 2,
+    LogLevel.debug: 3,
+}
 _PRIORITIES = {LogLevel.critical: 2, LogLevel.error: 3, LogLevel.warn: 4, LogLevel.info: 6, LogLevel.debug: 7}
 _WARNING = 1
 

@@ -95,7 +95,8 @@ SYSTEM_METHODS: Mapping[str, Method] = {
     "system.listMethods": Method(("array",), "Return the names of the methods."),
     "system.methodHelp": Method(("string", "string"), "Return what a method does."),
     "system.methodSignature": Method(
-        ("array", "string"), "Return the signatures of a method: the type of its answer, then those of its arguments."
+        ("array", "string"),
+        "Return the signatures of a method: the type of its answer, then those of its arguments.",
     ),
     "system.multicall": Method(
         ("array", "array"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import pyone
-from twisted.internet.defer import Deferred, DeferredSemaphore, TimeoutError
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from vnctoken.errors import (
     ActionError,
@@ -58,9 +59,7 @@ class Oned:
     moment it is asked, its waiting included.
     """
 
-    def __init__(
-        self, transport: Transport, clock: IReactorTime, *, timeout: float, connections: int
-    ) -> None:
+    def __init__(self, transport: Transport, clock: IReactorTime, *, timeout: float, connections: int) -> None:
         self._transport = transport
         self._clock = clock
         self._timeout = timeout
@@ -81,7 +80,7 @@ class Oned:
         asked = Deferred.fromCoroutine(self._in_turn(request)).addTimeout(self._timeout, self._clock)
         try:
             answer = await asked
-        except TimeoutError:
+        except DeferredTimeoutError:
             raise OnedError(f"oned did not answer within {self._timeout:g} seconds") from None
         return _success(answer)
 

@@ -19,6 +19,8 @@ from vnctoken.service import make_service
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_log = Logger(namespace="vnctoken.server")
+
 EX_CONFIG = 78
 """sysexits.h: the configuration is wrong; systemd does not restart on it."""
 
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         start_logging(config, os.environ)
         for warning in warnings:
-            Logger().warn("{warning}", warning=warning)
+            _log.warn("{warning}", warning=warning)
 
         from twisted.internet import reactor  # noqa: PLC0415 (importing it installs it)
 
@@ -46,15 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotListenError as error:
         return _failed(f"cannot listen on {config.host} port {config.port}: {error.socketError}", 1)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-    print(f"vnctoken-server listens on {service.url}", flush=True)
-    Logger().info("vnctoken-server {version} listens on {url}", version=__version__, url=service.url)
+    # Only once the reactor runs are the signal handlers there: whoever reads the line may stop us at once.
+    reactor.callWhenRunning(_announce, service.url)
     reactor.run()
     return 0
 
 
+def _announce(url: str) -> None:
+    print(f"vnctoken-server listens on {url}", flush=True)
+    _log.info("vnctoken-server {version} listens on {url}", version=__version__, url=url)
+
+
 def _failed(problem: object, code: int) -> int:
     print(f"vnctoken-server: {problem}", file=sys.stderr)
-    Logger().critical("{problem}", problem=str(problem))
+    _log.critical("{problem}", problem=str(problem))
     return code
 
 

@@ -33,18 +33,18 @@ BACKLOG = 511
 class ConsoleService(Service):
     """The listening service, for `vnctoken-server` and for `twist`."""
 
+    _port: IListeningPort
+
     def __init__(self, site: RpcSite, reactor: Any, host: str, port: int) -> None:
         self._site = site
         self._reactor = reactor
         self._interface = host
         self._wanted_port = port
-        self._port: IListeningPort | None = None
 
     @property
     def url(self) -> str:
         """Where the service listens, with the real port if 0 was asked for."""
-        assert self._port is not None, "the service is not running"
-        address = self._port.getHost()
+        address: Any = self._port.getHost()
         host = f"[{address.host}]" if ":" in address.host else address.host
         return f"http://{host}:{address.port}/RPC2"
 
@@ -59,8 +59,7 @@ class ConsoleService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._port is not None:
-            await maybeDeferred(self._port.stopListening)
+        await maybeDeferred(self._port.stopListening)
         await self._site.drain(SHUTDOWN_SECONDS)
 
 
@@ -105,7 +104,7 @@ def _tls(config: Config) -> IOpenSSLClientConnectionCreator | None:
         roots = ssl.platformTrust()
     else:
         roots = ssl.trustRootFromCertificates(_certificates(Path(config.one_xmlrpc_ca), ssl.Certificate))
-    return ssl.optionsForClientTLS(url.hostname, trustRoot=roots)
+    return ssl.optionsForClientTLS(str(url.hostname), trustRoot=roots)
 
 
 def _certificates(path: Path, certificate: Any) -> list[Any]:

@@ -40,7 +40,9 @@ class VirtualMachine:
         """Read the XML that `one.vm.info` answers.
 
         The host is where the VM is now: HISTORY is oldest first, so the last record's HOSTNAME; of a vCenter VM it is
-        the ESX host that monitoring names. `host_attribute` says which of them it is. Raises OnedError if this is no VM with a state.
+        the ESX host that monitoring names. `host_attribute` says which of them it is.
+
+        Raises OnedError if this is no VM with a state.
         """
         try:
             root = parse(document.encode())

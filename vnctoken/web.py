@@ -9,11 +9,12 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
-from twisted.internet.protocol import Protocol
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.web import server
-from twisted.web.http import HTTPChannel, INTERNAL_SERVER_ERROR, NOT_ALLOWED, NOT_FOUND
+from twisted.web.http import INTERNAL_SERVER_ERROR, NOT_ALLOWED, NOT_FOUND, HTTPChannel
 from twisted.web.resource import Resource
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class _Root(Resource):
         super().__init__()
         self._endpoint = endpoint
 
-    def getChild(self, path: bytes, request: Request) -> Resource:
+    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: ARG002 (Twisted calls us)
         """Return what a path segment leads to."""
         if path == b"":
             return self
@@ -105,6 +106,8 @@ def _plain(request: Request, code: int, text: bytes) -> bytes:
 class _BoundedRequest(server.Request):
     """A request whose body is kept in memory, up to the site's limit, and taken as it is."""
 
+    channel: Any  # a _BoundedChannel
+    content: BytesIO
     _refused = False
 
     def gotLength(self, length: int | None) -> None:
@@ -142,12 +145,16 @@ class _BoundedRequest(server.Request):
         self._refused = True
         self.content.close()
         self.requestHeaders.removeHeader(b"Expect")
-        self.channel.refuse(b"413 Content Too Large", b"a request may have %d bytes\n" % self.channel.site.max_request_bytes)
+        self.channel.refuse(
+            b"413 Content Too Large", b"a request may have %d bytes\n" % self.channel.site.max_request_bytes
+        )
 
 
 class _BoundedChannel(HTTPChannel):
     """A connection on which a request must arrive whole in time."""
 
+    site: RpcSite
+    transport: Any
     totalHeadersSize = MAX_HEADER_BYTES
     maxHeaders = MAX_HEADERS
     _busy = False
@@ -182,7 +189,7 @@ class _BoundedChannel(HTTPChannel):
         if not self._busy:
             self.loseConnection()
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Take the end of the connection."""
         self.site.forget(self)
         super().connectionLost(reason)
@@ -190,6 +197,8 @@ class _BoundedChannel(HTTPChannel):
 
 class _Refusal(Protocol):
     """A connection too many."""
+
+    transport: Any
 
     def connectionMade(self) -> None:
         """Say so, and end."""
@@ -207,7 +216,7 @@ def _last_words(status: bytes, text: bytes) -> bytes:
 class RpcSite(server.Site):
     """The HTTP server: at most `max_connections` connections, and bodies of at most `max_request_bytes` bytes."""
 
-    protocol = _BoundedChannel
+    protocol: Any = _BoundedChannel
     displayTracebacks = False
     noisy = False
     stopping = False
@@ -223,7 +232,7 @@ class RpcSite(server.Site):
         self._full = False
         self._drained: Deferred[None] | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+    def buildProtocol(self, addr: IAddress | None) -> Any:
         """Return the protocol of a new connection."""
         if len(self._channels) >= self._max_connections:
             if not self._full:
@@ -252,7 +261,7 @@ class RpcSite(server.Site):
         self._drained = Deferred()
         try:
             await self._drained.addTimeout(seconds, self.reactor)
-        except TimeoutError:
+        except DeferredTimeoutError:
             self._drained = None
             self._log.warn("{n} calls were cut off: they took longer to finish", n=len(self._channels))
             for channel in list(self._channels):

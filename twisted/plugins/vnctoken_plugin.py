@@ -1,6 +1,7 @@
 """`twist vnctoken`: the service under Twisted's own runner."""
 
 import os
+from typing import ClassVar
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.plugin import IPlugin
@@ -15,7 +16,7 @@ from vnctoken.service import make_service
 class VnctokenOptions(Options):
     """What `twist vnctoken` takes."""
 
-    optParameters = [
+    optParameters: ClassVar = [
         ["config", None, None, "Instead of vnctoken-server.conf in /etc/one."],
         ["sunstone-config", None, None, "Instead of sunstone-server.conf in /etc/one."],
     ]

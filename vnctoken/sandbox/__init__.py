@@ -1,1 +1,1 @@
-"""A cloud to try things on: what the demo and the tests run instead of OpenNebula. The service never imports it."""
+"""A cloud to try things on, run instead of OpenNebula by the demo and the tests. The service never imports it."""

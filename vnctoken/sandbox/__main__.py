@@ -38,9 +38,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="HOST:PORT",
         help="where to listen; port 0 takes a free one (default %(default)s)",
     )
-    parser.add_argument(
-        "--delay", type=float, default=0, metavar="SECONDS", help="answer every call so much later"
-    )
+    parser.add_argument("--delay", type=float, default=0, metavar="SECONDS", help="answer every call so much later")
     parser.add_argument(
         "--max-connections",
         type=int,

@@ -52,9 +52,7 @@ class HttpError(Exception):
 
 def _head(status: str, content: str, now: float) -> bytes:
     date = formatdate(now, usegmt=True).replace("GMT", "UTC")
-    return (
-        f"HTTP/1.1 {status}\r\n{content}Connection: close\r\nDate: {date}\r\nServer: {_SERVER}\r\n\r\n"
-    ).encode()
+    return (f"HTTP/1.1 {status}\r\n{content}Connection: close\r\nDate: {date}\r\nServer: {_SERVER}\r\n\r\n").encode()
 
 
 def _message(body: bytes, now: float) -> bytes:

@@ -83,9 +83,7 @@ def response(value: str) -> bytes:
 
 
 def _document(content: str) -> bytes:
-    return (
-        f'<?xml version="1.0" encoding="UTF-8"?>\r\n<methodResponse>\r\n{content}</methodResponse>\r\n'
-    ).encode()
+    return (f'<?xml version="1.0" encoding="UTF-8"?>\r\n<methodResponse>\r\n{content}</methodResponse>\r\n').encode()
 
 
 @dataclass(frozen=True)

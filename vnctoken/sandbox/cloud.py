@@ -128,9 +128,7 @@ class Cloud:
 ONEADMIN_GROUP, USERS_GROUP = Group(0, "oneadmin"), Group(1, "users")
 
 ONEADMIN = User(0, "oneadmin", "opennebula", ONEADMIN_GROUP)
-SERVERADMIN = User(
-    1, "serveradmin", "serveradmin-secret-for-tests", ONEADMIN_GROUP, auth_driver="server_cipher"
-)
+SERVERADMIN = User(1, "serveradmin", "serveradmin-secret-for-tests", ONEADMIN_GROUP, auth_driver="server_cipher")
 ALICE = User(2, "alice", "secret", USERS_GROUP)
 BOB = User(3, "bob", "secret", USERS_GROUP)
 DAVE = User(6, "dave", "secret", USERS_GROUP, enabled=False)

@@ -46,10 +46,11 @@ class TokenFolder:
             self._probe_rename()
         mode = stat.S_IMODE(self._path.stat().st_mode)
         if mode & stat.S_IRWXO:
-            return [
+            warning = (
                 f":token_folder_name: {self._path} has mode {mode:04o}: every local user can read the tokens;"
                 f" expected 0700, as 'chmod 700 {self._path}' makes it"
-            ]
+            )
+            return [warning]
         return []
 
     def put(self, vm_id: int, token: str, host: str, port: int) -> None:

@@ -27,7 +27,13 @@ def _exchanged(source: str, target: str) -> bool:
     """Let two files change places; False where there is no second one, or the filesystem or libc cannot."""
     if _renameat2 is None:
         return False
-    arguments = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(_RENAME_EXCHANGE))
+    arguments = (
+        _AT_FDCWD,
+        os.fsencode(source),
+        _AT_FDCWD,
+        os.fsencode(target),
+        ctypes.c_uint(_RENAME_EXCHANGE),
+    )
     if _renameat2(*arguments) == 0:
         return True
     number = ctypes.get_errno()
