@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -47,7 +47,7 @@ class HttpExchange:
         self._tls = tls
         self._factory = Factory.forProtocol(_Exchange)
         self._factory.noisy = False
-        self._by_name = HostnameEndpoint(reactor, parts.hostname, port)
+        self._by_name = HostnameEndpoint(reactor, str(parts.hostname), port)
         self._by_address: IStreamClientEndpoint | None = None
         self._address_expires = 0.0
         # oned always closes after its answer, and answers nothing but POSTs with a Content-Length (WIRE.md 2).
@@ -70,11 +70,11 @@ class HttpExchange:
     async def _connect(self) -> _Exchange:
         if self._by_address is not None and self._reactor.seconds() < self._address_expires:
             try:
-                return await self._wrapped(self._by_address).connect(self._factory)
+                return await self._connected(self._by_address)
             except ConnectError:
                 self._by_address = None
         try:
-            exchange: _Exchange = await self._wrapped(self._by_name).connect(self._factory)
+            exchange = await self._connected(self._by_name)
         except TCPRefusedError:
             raise OnedError("oned refuses connections: it is not running, or not at :one_xmlrpc:") from None
         except DNSLookupError:
@@ -90,8 +90,10 @@ class HttpExchange:
         self._by_address = endpoint(self._reactor, peer.host, peer.port)
         self._address_expires = self._reactor.seconds() + ADDRESS_SECONDS
 
-    def _wrapped(self, endpoint: IStreamClientEndpoint) -> IStreamClientEndpoint:
-        return wrapClientTLS(self._tls, endpoint) if self._tls else endpoint
+    async def _connected(self, endpoint: IStreamClientEndpoint) -> _Exchange:
+        if self._tls:
+            endpoint = wrapClientTLS(self._tls, endpoint)
+        return cast("_Exchange", await endpoint.connect(self._factory))
 
 
 class _Exchange(Protocol):

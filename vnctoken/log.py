@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twisted.logger import LogLevel, eventAsText, globalLogBeginner
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TextIO
 
-    from twisted.logger import LogEvent
+    from twisted.logger import ILogObserver, LogEvent
 
     from vnctoken.config import Config
 
@@ -41,7 +41,7 @@ def start_logging(config: Config, environment: Mapping[str, str]) -> None:
         observer = to_journal(config.debug_level, sys.stderr)
     else:
         observer = to_files(config.debug_level, _opened(config, "vnctoken.log"), _opened(config, "vnctoken.error"))
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([cast("ILogObserver", observer)], redirectStandardIO=False)
 
 
 def to_files(debug_level: int, everything: TextIO, warnings: TextIO) -> Callable[[LogEvent], None]:

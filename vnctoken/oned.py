@@ -42,7 +42,9 @@ REFUSALS: Mapping[type[pyone.OneException], type[VnctokenError]] = {
 }
 """What each refusal of oned is called by pyone, and by us."""
 
-_BY_CODE = {ours.code: (ours, theirs) for theirs, ours in REFUSALS.items()}
+_BY_CODE: Mapping[int, tuple[type[VnctokenError], type[pyone.OneException]]] = {
+    ours.code: (ours, theirs) for theirs, ours in REFUSALS.items()
+}
 
 
 class Transport(Protocol):
