@@ -41,7 +41,7 @@ class RpcResource(Resource):
         super().__init__()
         self._rpc = rpc
 
-    def render(self, request: _BoundedRequest) -> Any:  # type: ignore[override]  # ours is the site's only factory
+    def render(self, request: _BoundedRequest) -> Any:
         """Answer a request that has arrived whole."""
         if request.method not in (b"POST", b"GET"):
             request.setHeader(b"Allow", b"GET, POST")

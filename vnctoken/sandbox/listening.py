@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.abstract import FileDescriptor
@@ -60,7 +61,8 @@ class LimitedPort(FileDescriptor):
     def doRead(self) -> None:
         """Accept one connection, and no more of them if it is the last allowed."""
         connection, _ = self._socket.accept()
-        with connection:
+        # A client may have given up while it waited for being accepted: then there is no peer to speak of.
+        with connection, suppress(OSError):
             connection.setblocking(False)
             self.reactor.adoptStreamConnection(connection.fileno(), connection.family, self._factory)
         if len(self._factory.protocols) >= self._limit:
