@@ -145,7 +145,7 @@ def _read(named: str | None, usual: Path) -> Source:
         raise ConfigError(f"{path}: there is no such file; a configuration file in YAML is expected") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); the service's user must be able to") from None
-    except yaml.YAMLError as error:
+    except Exception as error:  # noqa: BLE001 (PyYAML's constructors let anything out: of a date such as 2024-99-99, say)
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
@@ -177,7 +177,7 @@ def _log(source: Source) -> dict[str, Any]:
     """Read `:log:`, the family's older way to give a level and a destination."""
     value = source.values["log"]
     if not isinstance(value, dict):
-        raise ConfigError(f"{source.name}: :log: is {value!r}, but ':level:' and ':system:' below it are expected")
+        raise ConfigError(f"{source.name}: :log: is {_shown(value)}, but :level: and :system: below it are expected")
     log = {str(key).strip(":"): item for key, item in value.items()}
     settings: dict[str, Any] = {}
     if "level" in log:
@@ -191,7 +191,15 @@ def _checked(file: str, key: str, value: Any, parse: Callable[[Any], Any]) -> An
     try:
         return parse(value)
     except ValueError as error:
-        raise ConfigError(f"{file}: {key} is {value!r}, but {error} is expected") from None
+        raise ConfigError(f"{file}: {key} is {_shown(value)}, but {error} is expected") from None
+
+
+def _shown(value: Any) -> str:
+    """Quote a value for a message, without the password that a URL may hold."""
+    try:
+        return re.sub("//[^/@]*@", "//...@", repr(value))
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _unknown(key: str, file: str) -> str:
@@ -288,8 +296,9 @@ def _state(value: Any) -> int:
     try:
         return _integer(0, 999)(value)
     except ValueError:
-        nearest = difflib.get_close_matches(str(value).upper(), LCM_STATES, n=1, cutoff=0)[0]
-        raise ValueError(f"a list of numbers or names of LCM states (nearest to {value!r}: {nearest})") from None
+        shown = _shown(value)
+        nearest = difflib.get_close_matches(shown.upper(), LCM_STATES, n=1, cutoff=0)[0]
+        raise ValueError(f"a list of numbers or names of LCM states (nearest to {shown}: {nearest})") from None
 
 
 def _wss(value: Any) -> bool:
