@@ -50,3 +50,86 @@ $(VENV)/.lint: $(VENV)/.venv setup.cfg pyproject.toml
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What an installation is: a virtual environment of its own, a command, and the files beside it. It is made for PREFIX
+# and put under DESTDIR, from where a package or `cp -a` may take it to /. PYTHON has to be there too, at the same
+# path, and the user oneadmin has to be able to run it.
+DESTDIR  ?=
+PREFIX   ?= /usr
+VENVDIR   = $(PREFIX)/lib/one/vnctoken
+UNITDIR   = $(PREFIX)/lib/systemd/system
+SHAREDIR  = $(PREFIX)/share/vnctoken
+DOCDIR    = $(PREFIX)/share/doc/vnctoken
+CONF      = /etc/one/vnctoken-server.conf
+LOGROTATE = /etc/logrotate.d/vnctoken
+# The environment grows beside the one in use and takes its place when it is complete.
+GROWING   = $(abspath $(DESTDIR)$(VENVDIR)).new
+
+install:
+	@case "$$DESTDIR" in *[!A-Za-z0-9/._+~-]*) echo 'DESTDIR: letters, digits and /._+~- only' >&2; exit 1;; esac
+	@case "$${PREFIX-/usr}" in [!/]*|*[!A-Za-z0-9/._+-]*|'') echo 'PREFIX: an absolute path, letters, digits and /._+- only' >&2; exit 1;; esac
+	rm -rf '$(GROWING)'
+	$(PYTHON) -m venv '$(GROWING)'
+# From a copy: setuptools leaves build/ and *.egg-info in the tree it builds.
+	set -e; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
+	cp -R setup.cfg pyproject.toml README.md LICENSE vnctoken twisted "$$tree"; \
+	'$(GROWING)/bin/python' -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
+	    $(PIP_ARGS) "$$tree[tls]"
+	'$(GROWING)/bin/python' -m pip uninstall --quiet --disable-pip-version-check --yes pip
+# As it will be at its place: the paths of that place, and byte code made now, as the service cannot write there.
+# Byte code goes by hash, so that no time stamp has to survive the move.
+	find '$(GROWING)' -name __pycache__ -type d -prune -exec rm -rf {} +
+	grep -rlIZF -- '$(GROWING)' '$(GROWING)' | xargs -0r sed -i 's|$(GROWING)|$(VENVDIR)|g'
+	'$(GROWING)/bin/python' -W ignore -m compileall -q --invalidation-mode checked-hash -s '$(GROWING)' -p '$(VENVDIR)' '$(GROWING)/lib'
+	chmod -R u=rwX,go=rX '$(GROWING)'
+	rm -rf '$(DESTDIR)$(VENVDIR)'
+	mv '$(GROWING)' '$(DESTDIR)$(VENVDIR)'
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants' \
+	    '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(DOCDIR)' '$(DESTDIR)$(dir $(CONF))' '$(DESTDIR)$(dir $(LOGROTATE))'
+# -I: neither the current directory nor PYTHON* variables have a say in what runs.
+	printf '#!/bin/sh\nexec %s/bin/python -I -m vnctoken.server "$$@"\n' '$(VENVDIR)' >'$(DESTDIR)$(PREFIX)/bin/vnctoken-server'
+	chmod 0755 '$(DESTDIR)$(PREFIX)/bin/vnctoken-server'
+	sed -e 's|^ExecStart=/usr/bin/|ExecStart=$(PREFIX)/bin/|' -e 's|file:/usr/share/doc/vnctoken/|file:$(DOCDIR)/|' \
+	    systemd/vnctoken.service >'$(DESTDIR)$(UNITDIR)/vnctoken.service'
+	chmod 0644 '$(DESTDIR)$(UNITDIR)/vnctoken.service'
+	ln -sfn ../vnctoken.service '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service'
+	install -m 0644 nginx/vnctoken.conf nginx/opennebula-rpc.conf '$(DESTDIR)$(SHAREDIR)/nginx'
+	install -m 0644 README.md LICENSE '$(DESTDIR)$(DOCDIR)'
+# Files somebody may have changed are replaced only where they are still as shipped; of that a copy is kept in SHAREDIR.
+# logrotate would read a file.new in its folder, so there is none.
+	@set -e; \
+	settle() { \
+	    file='$(DESTDIR)'$$2 shipped='$(DESTDIR)$(SHAREDIR)'/$$3; \
+	    if [ ! -e "$$file" ] || cmp -s "$$1" "$$file" || cmp -s "$$shipped" "$$file"; then \
+	        install -m $$4 "$$1" "$$file"; rm -f "$$file.new"; \
+	    elif [ $$3 = logrotate ]; then \
+	        echo "Kept $$file, which has been changed; the new one is $$shipped"; \
+	    else \
+	        install -m $$4 "$$1" "$$file.new"; \
+	        echo "Kept $$file, which has been changed; the new one is $$file.new"; \
+	    fi; \
+	    install -m 0644 "$$1" "$$shipped"; \
+	}; \
+	settle etc/one/vnctoken-server.conf '$(CONF)' vnctoken-server.conf 0640; \
+	settle logrotate/vnctoken '$(LOGROTATE)' logrotate 0644; \
+	if [ "$$(id -u)" = 0 ] && getent group oneadmin >/dev/null; then chgrp oneadmin '$(DESTDIR)$(CONF)'*; fi; \
+	case $$(readlink -f '$(DESTDIR)$(VENVDIR)/bin/python') in /root/*|/home/*) \
+	    echo 'The service cannot run a Python in a home directory: make install PYTHON=/usr/bin/python3' >&2;; \
+	esac
+	@$(if $(DESTDIR),:,if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi)
+
+uninstall:
+	rm -rf '$(DESTDIR)$(VENVDIR)' '$(GROWING)' '$(DESTDIR)$(DOCDIR)'
+	rm -f '$(DESTDIR)$(PREFIX)/bin/vnctoken-server' '$(DESTDIR)$(UNITDIR)/vnctoken.service' \
+	    '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service' '$(DESTDIR)$(CONF).new'
+	@forget() { \
+	    file='$(DESTDIR)'$$1; \
+	    if cmp -s "$$file" '$(DESTDIR)$(SHAREDIR)'/$$2; then rm -f "$$file"; \
+	    elif [ -e "$$file" ]; then echo "Kept $$file, which has been changed"; fi; \
+	}; \
+	forget '$(CONF)' vnctoken-server.conf; \
+	forget '$(LOGROTATE)' logrotate
+	rm -rf '$(DESTDIR)$(SHAREDIR)'
+# The folders that are empty now; others keep things of OpenNebula's.
+	@rmdir '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants' '$(DESTDIR)$(PREFIX)/lib/one' 2>/dev/null || :
+	@$(if $(DESTDIR),:,if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi)

@@ -1,0 +1,197 @@
+"""`make install` and `make uninstall`, into a staging folder as a package build does it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, program
+
+CONF = "etc/one/vnctoken-server.conf"
+
+
+@dataclass
+class Stage:
+    """A DESTDIR, and the PREFIX that it is made for."""
+
+    destdir: Path
+    prefix: Path
+
+    def make(self, target):
+        made = subprocess.run(
+            [
+                *(program("make"), "-C", ROOT, target, f"PYTHON={sys.executable}"),
+                *(f"DESTDIR={self.destdir}", f"PREFIX={self.prefix}"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode == 0, made.stdout + made.stderr
+        return made.stdout + made.stderr
+
+    @property
+    def usr(self):
+        return self.destdir / self.prefix.relative_to("/")
+
+    def files(self):
+        """Return every file and link, that inside the virtual environment left out."""
+        return {
+            str(path.relative_to(self.usr if path.is_relative_to(self.usr) else self.destdir))
+            for path in self.destdir.rglob("*")
+            if (path.is_symlink() or not path.is_dir())
+            and not path.is_relative_to(self.usr / "lib" / "one" / "vnctoken")
+        }
+
+    def copy(self, folder):
+        shutil.copytree(self.destdir, folder, symlinks=True)
+        return Stage(folder, self.prefix)
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    """Return a place that can stand for /usr, as what is installed there can be run."""
+    return tmp_path_factory.mktemp("system") / "usr"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory, prefix):
+    before = tree()
+    stage = Stage(tmp_path_factory.mktemp("stage") / "destdir", prefix)
+    stage.make("install")
+    assert tree() == before, "installing leaves nothing in the source tree"
+    return stage
+
+
+def tree():
+    return {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+
+
+def test_everything_is_where_the_readme_says(installed):
+    assert installed.files() == {
+        "bin/vnctoken-server",
+        "lib/systemd/system/vnctoken.service",
+        "lib/systemd/system/opennebula-sunstone.service.wants/vnctoken.service",
+        "share/vnctoken/nginx/vnctoken.conf",
+        "share/vnctoken/nginx/opennebula-rpc.conf",
+        "share/vnctoken/vnctoken-server.conf",
+        "share/vnctoken/logrotate",
+        "share/doc/vnctoken/README.md",
+        "share/doc/vnctoken/LICENSE",
+        "etc/logrotate.d/vnctoken",
+        CONF,
+    }
+    assert (installed.usr / "lib" / "one" / "vnctoken" / "bin" / "python").exists()
+
+
+def test_the_configuration_is_not_for_every_user_to_read(installed):
+    assert (installed.destdir / CONF).stat().st_mode & 0o777 == 0o640
+
+
+def test_what_was_installed_is_readable_whatever_the_umask_was(installed):
+    for path in installed.usr.rglob("*"):
+        wanted = 0o555 if path.is_dir() else 0o444
+        assert path.is_symlink() or path.stat().st_mode & wanted == wanted, path
+
+
+def test_the_unit_starts_what_was_installed(installed):
+    units = installed.usr / "lib" / "systemd" / "system"
+    unit = (units / "vnctoken.service").read_text(encoding="utf-8")
+    assert f"\nExecStart={installed.prefix}/bin/vnctoken-server\n" in unit
+    link = units / "opennebula-sunstone.service.wants" / "vnctoken.service"
+    assert link.resolve() == (units / "vnctoken.service").resolve()
+
+
+def test_nothing_that_runs_knows_where_it_was_staged(installed):
+    for path in installed.destdir.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert str(installed.destdir).encode() not in path.read_bytes(), path
+
+
+def test_it_runs_from_its_place_when_the_stage_is_gone(installed, prefix, tmp_path):
+    moved = installed.copy(tmp_path / "moved")
+    shutil.move(moved.usr, prefix)
+    try:
+        # A module of the caller's, and variables of his, have no say.
+        (tmp_path / "yaml.py").write_text("raise SystemExit('the wrong yaml')\n", encoding="utf-8")
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "ONE_LOCATION": str(tmp_path)}
+
+        def run(*args):
+            return subprocess.run(
+                [prefix / "bin" / "vnctoken-server", *args],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+
+        version = run("--version")
+        assert version.returncode == 0, version.stderr
+        assert version.stdout.startswith("vnctoken-server ")
+        checked = run("--check", "--config", moved.destdir / CONF)
+        assert (checked.returncode, checked.stderr) == (0, "")
+        python = prefix / "lib" / "one" / "vnctoken" / "bin" / "python"
+        where = "import sys, OpenSSL, vnctoken; print(vnctoken.__file__, vnctoken.__cached__, sep='\\n')"
+        source, cached = subprocess.run(
+            [python, "-I", "-c", where], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        assert Path(source).is_relative_to(prefix), "not the source tree, but a copy"
+        assert Path(cached).exists(), "the service cannot write byte code itself"
+    finally:
+        shutil.rmtree(prefix)
+
+
+def test_a_changed_configuration_survives_and_gets_the_new_one_beside_it(installed, tmp_path):
+    stage = installed.copy(tmp_path / "again")
+    conf, shipped = stage.destdir / CONF, (ROOT / "etc" / "one" / "vnctoken-server.conf").read_bytes()
+    conf.write_bytes(b":port: 2650\n")
+    logrotate = stage.destdir / "etc" / "logrotate.d" / "vnctoken"
+    logrotate.write_bytes(b"# mine\n")
+    said = stage.make("install")
+    assert conf.read_bytes() == b":port: 2650\n"
+    assert conf.with_name(conf.name + ".new").read_bytes() == shipped
+    assert f"Kept {conf}, which has been changed; the new one is {conf}.new\n" in said
+    assert logrotate.read_bytes() == b"# mine\n"
+    assert sorted(path.name for path in logrotate.parent.iterdir()) == ["vnctoken"], "logrotate reads all there"
+
+    said = stage.make("uninstall")
+    assert stage.files() == {CONF, "etc/logrotate.d/vnctoken"}
+    assert f"Kept {conf}, which has been changed\n" in said
+    assert not (stage.usr / "lib" / "one").exists()
+
+
+def test_a_configuration_as_shipped_by_the_version_before_is_replaced(installed, tmp_path):
+    stage = installed.copy(tmp_path / "older")
+    for conf in (stage.destdir / CONF, stage.usr / "share" / "vnctoken" / "vnctoken-server.conf"):
+        conf.write_bytes(b"# as it was\n")
+    assert "Kept" not in stage.make("install")
+    assert (stage.destdir / CONF).read_bytes() == (ROOT / "etc" / "one" / "vnctoken-server.conf").read_bytes()
+    assert stage.files() == installed.files()
+
+
+def test_uninstall_leaves_no_file(installed, tmp_path):
+    stage = installed.copy(tmp_path / "leaving")
+    others = stage.usr / "lib" / "one" / "sunstone" / "sunstone-server.rb"
+    others.parent.mkdir(parents=True)
+    others.touch()
+    stage.make("uninstall")
+    assert stage.files() == {"lib/one/sunstone/sunstone-server.rb"}
+
+
+def test_folders_that_a_shell_would_take_apart_are_refused(tmp_path):
+    for wrong in (f"DESTDIR={tmp_path}/with space", f"DESTDIR={tmp_path}/a;b", "PREFIX=usr", "PREFIX="):
+        made = subprocess.run(
+            [program("make"), "-C", ROOT, "install", f"DESTDIR={tmp_path}/stage", wrong],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode != 0
+        assert wrong.split("=")[0] in made.stderr
+    assert list(tmp_path.iterdir()) == []

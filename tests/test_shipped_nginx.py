@@ -1,0 +1,383 @@
+"""The shipped nginx files, in a real nginx, in front of a running service and oned."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import xmlrpc.client
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT, START_SECONDS, program, running, vnctoken_server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CALL = """<?xml version="1.0"?>
+<methodCall><methodName>{method}</methodName><params><param><value><string>alice:secret</string></value></param>{more}
+</params></methodCall>"""
+VERSION = CALL.format(method="one.system.version", more="")
+TOKEN_OF_VM_0 = CALL.format(method="one.vm.vnctokenonly", more="<param><value><int>0</int></value></param>")
+
+
+def replaced(text, pairs):
+    """Return the text with each of the pairs' first strings, which must be in it, replaced by the second."""
+    for old, new in pairs:
+        assert old in text, f"the shipped file no longer says {old!r}"
+        text = text.replace(old, new)
+    return text
+
+
+def free_port():
+    """Return a port that is free on both loopback addresses."""
+    while True:
+        with socket.socket() as ipv4, socket.socket(socket.AF_INET6) as ipv6:
+            ipv4.bind(("127.0.0.1", 0))
+            port = ipv4.getsockname()[1]
+            try:
+                ipv6.bind(("::1", port))
+            except OSError as error:
+                if isinstance(error, PermissionError) or "assign" in str(error):
+                    pytest.skip("there is no IPv6 loopback address here")
+                continue
+            return port
+
+
+def until(condition, seconds=START_SECONDS):
+    """Wait until the condition is true; fail if that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def wait_for_port(port, process):
+    """Wait until a process that says nothing accepts connections."""
+
+    def accepts():
+        assert process.process.poll() is None, process.output
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS).close()
+            return True
+        return False
+
+    until(accepts)
+
+
+@dataclass
+class Nginx:
+    """An nginx that runs both shipped files, and where its things are."""
+
+    folder: Path
+    vnctoken_port: int = 0
+    opennebula_port: int = 0
+
+    @property
+    def certificate(self):
+        return self.folder / "certificate.pem"
+
+    @property
+    def trust(self):
+        """An SSL context that trusts this server's certificate and no other."""
+        return ssl.create_default_context(cafile=str(self.certificate))
+
+    @property
+    def vnctoken(self):
+        return f"https://localhost:{self.vnctoken_port}/RPC2"
+
+    @property
+    def opennebula(self):
+        return f"https://localhost:{self.opennebula_port}/RPC2"
+
+    @property
+    def access_log(self):
+        return "".join(path.read_text(encoding="utf-8") for path in self.folder.glob("*.access.log"))
+
+    def request(self, port, path, body=b"", headers=(), host="127.0.0.1"):
+        """Return status and body of one https POST."""
+        connection = http.client.HTTPSConnection(host, port, timeout=START_SECONDS, context=self.trust)
+        with contextlib.closing(connection):
+            connection.request("POST", path, body, {"Content-Type": "text/xml", **dict(headers)})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+
+def make_certificate(folder):
+    """Write a self-signed certificate for localhost and its key."""
+    subprocess.run(
+        (
+            program("openssl"),
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1",
+            "-keyout",
+            folder / "key.pem",
+            "-out",
+            folder / "certificate.pem",
+        ),
+        check=True,
+        capture_output=True,
+    )
+
+
+def write_configuration(nginx, vnctoken_upstream, oned_upstream, names=("vnctoken", "opennebula-rpc")):
+    """Write a configuration around the shipped files, in which just ports and paths are others; return its path."""
+    folder = nginx.folder
+    certificate = (
+        ("/etc/ssl/certs/{}.pem", str(folder / "certificate.pem")),
+        ("/etc/ssl/private/{}.key", str(folder / "key.pem")),
+    )
+    shipped = {
+        "vnctoken": (
+            ("listen 2645 ssl;", f"listen 127.0.0.1:{nginx.vnctoken_port} ssl;"),
+            ("listen [::]:2645 ssl;", f"listen [::1]:{nginx.vnctoken_port} ssl;"),
+            *((old.format("vnctoken.example.org"), new) for old, new in certificate),
+            ("/var/log/nginx/", f"{folder}/"),
+            ("http://127.0.0.1:2644;", f"http://127.0.0.1:{vnctoken_upstream};"),
+        ),
+        "opennebula-rpc": (
+            ("listen 2634 ssl;", f"listen 127.0.0.1:{nginx.opennebula_port} ssl;"),
+            ("listen [::]:2634 ssl;", f"listen [::1]:{nginx.opennebula_port} ssl;"),
+            *((old.format("one.example.org"), new) for old, new in certificate),
+            ("/var/log/nginx/", f"{folder}/"),
+            ("http://127.0.0.1:2644;", f"http://127.0.0.1:{vnctoken_upstream};"),
+            ("http://127.0.0.1:2633;", f"http://127.0.0.1:{oned_upstream};"),
+        ),
+    }
+    for name in names:
+        text = (ROOT / "nginx" / f"{name}.conf").read_text(encoding="utf-8")
+        (folder / f"{name}.conf").write_text(replaced(text, shipped[name]), encoding="utf-8")
+    places = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    includes = "".join(f"include {folder}/{name}.conf;\n" for name in names)
+    main = folder / "nginx.conf"
+    main.write_text(
+        f"daemon off;\nmaster_process off;\npid {folder}/nginx.pid;\nerror_log stderr warn;\n"
+        f"events {{}}\nhttp {{\n{places}{includes}}}\n",
+        encoding="utf-8",
+    )
+    return main
+
+
+@contextlib.contextmanager
+def nginx_front(folder, vnctoken_upstream, oned_upstream):
+    """Run nginx with both shipped files for the time of a block."""
+    binary = program("nginx")
+    nginx = Nginx(folder, free_port(), free_port())
+    make_certificate(folder)
+    main = write_configuration(nginx, vnctoken_upstream, oned_upstream)
+    with running(binary, "-p", folder, "-e", "stderr", "-c", main) as process:
+        wait_for_port(nginx.vnctoken_port, process)
+        wait_for_port(nginx.opennebula_port, process)
+        yield nginx
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory, cloud):
+    with vnctoken_server(tmp_path_factory.mktemp("one"), cloud.url) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def nginx(tmp_path_factory, cloud, behind):
+    oned_port = int(cloud.url.split(":")[2].split("/")[0])
+    with nginx_front(tmp_path_factory.mktemp("nginx"), behind.port, oned_port) as front:
+        yield front
+
+
+def curl(nginx, *args):
+    """Return what curl prints; it trusts the server's certificate and no other."""
+    return subprocess.run(
+        [program("curl"), "--silent", "--show-error", "--max-time", "20", "--cacert", nginx.certificate, *args],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("names", [("vnctoken",), ("opennebula-rpc",), ("vnctoken", "opennebula-rpc")])
+def test_nginx_takes_the_shipped_files_alone_and_together_without_a_warning(tmp_path, names):
+    make_certificate(tmp_path)
+    main = write_configuration(Nginx(tmp_path, free_port(), free_port()), 2644, 2633, names)
+    tried = subprocess.run(
+        [program("nginx"), "-t", "-p", tmp_path, "-e", "stderr", "-c", main],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert tried.returncode == 0, tried.stderr
+    assert tried.stderr.splitlines() == [
+        f"nginx: the configuration file {main} syntax is ok",
+        f"nginx: configuration file {main} test is successful",
+    ]
+
+
+def test_a_portal_gets_its_token_over_https(nginx, behind):
+    with xmlrpc.client.ServerProxy(nginx.vnctoken, context=nginx.trust) as server:
+        ok, console, code = server.one.vm.vnctoken("alice:secret", 0)
+        assert (ok, code) == (True, 0)
+        assert (behind.tokens / "one-0").read_text() == f"{console['Token']}: dummy-host-1:5900\n"
+        assert server.one.vm.vnctoken("alice:wrong", 0)[0::2] == [False, 0x0100]
+
+
+@pytest.mark.parametrize("verb", ["POST", "GET"])
+def test_curl_gets_its_token_with_either_verb(nginx, behind, verb):
+    answer = curl(nginx, "-X", verb, "-H", "Content-Type: text/xml", "--data", TOKEN_OF_VM_0, nginx.vnctoken)
+    _, token, code = xmlrpc.client.loads(answer)[0][0]
+    assert code == 0
+    assert (behind.tokens / "one-0").read_text() == f"{token}: dummy-host-1:5900\n"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_both_ports_answer_over_ipv4_and_ipv6(nginx, address):
+    for port, path in ((nginx.vnctoken_port, "/RPC2"), (nginx.opennebula_port, "/RPC2/vnctoken")):
+        status, body = nginx.request(port, path, TOKEN_OF_VM_0, host=address)
+        assert status == 200
+        assert xmlrpc.client.loads(body)[0][0][0] is True
+
+
+def test_one_address_serves_oned_and_vnctoken(nginx):
+    def first(path, call):
+        status, body = nginx.request(nginx.opennebula_port, path, call)
+        assert status == 200
+        return xmlrpc.client.loads(body)[0][0]
+
+    for path in ("/RPC2", "/RPC2/", "/RPC2?who=cares"):
+        assert first(path, VERSION)[:2] == [True, "6.10.0"]
+    for path in ("/RPC2/vnctoken", "/RPC2/vnctoken/"):
+        ok, _, code = first(path, TOKEN_OF_VM_0)
+        assert (ok, code) == (True, 0)
+    assert first("/RPC2/vnctoken", VERSION)[2] == 0x1000, "vnctoken does not know oned's methods"
+
+
+def test_oned_gets_a_length_even_from_a_client_that_sends_chunks(nginx):
+    answer = curl(nginx, "-H", "Transfer-Encoding: chunked", "--data", VERSION, nginx.opennebula)
+    assert xmlrpc.client.loads(answer)[0][0][:2] == [True, "6.10.0"]
+
+
+@pytest.mark.parametrize("path", ["/", "/RPC", "/rpc2", "/metrics", "/RPC2/../metrics", "/vnctoken"])
+def test_other_paths_are_not_found(nginx, path):
+    for port in (nginx.vnctoken_port, nginx.opennebula_port):
+        assert nginx.request(port, path, VERSION)[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/RPC2", "/RPC2/", "/RPC2/vnctoken", "/RPC2x?y=1", "//RPC2"])
+def test_every_path_that_begins_with_rpc2_reaches_vnctoken(nginx, path):
+    assert nginx.request(nginx.vnctoken_port, path, TOKEN_OF_VM_0)[0] == 200
+
+
+def test_a_body_over_64_kib_is_refused_by_nginx_already(nginx):
+    at_limit = TOKEN_OF_VM_0.encode().ljust(64 * 1024)
+    for port, path in ((nginx.vnctoken_port, "/RPC2"), (nginx.opennebula_port, "/RPC2/vnctoken")):
+        assert nginx.request(port, path, at_limit)[0] == 200
+        assert nginx.request(port, path, at_limit + b" ")[0] == 413
+
+
+def test_oned_may_be_sent_more(nginx):
+    assert nginx.request(nginx.opennebula_port, "/RPC2", VERSION.encode().ljust(1_000_000))[0] == 200
+    assert nginx.request(nginx.opennebula_port, "/RPC2", b" " * (10 * 1024 * 1024 + 1))[0] == 413
+
+
+def test_plain_http_is_refused(nginx):
+    for port in (nginx.vnctoken_port, nginx.opennebula_port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+        with contextlib.closing(connection):
+            connection.request("POST", "/RPC2", TOKEN_OF_VM_0)
+            assert connection.getresponse().status == 400
+
+
+@pytest.mark.parametrize(("protocol", "spoken"), [("1", False), ("1_1", False), ("1_2", True), ("1_3", True)])
+def test_tls_is_1_2_or_1_3(nginx, protocol, spoken):
+    for port in (nginx.vnctoken_port, nginx.opennebula_port):
+        tried = subprocess.run(
+            (
+                program("openssl"),
+                "s_client",
+                "-connect",
+                f"127.0.0.1:{port}",
+                f"-tls{protocol}",
+                "-cipher",
+                "ALL:@SECLEVEL=0",
+                "-CAfile",
+                nginx.certificate,
+                "-verify_return_error",
+            ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (tried.returncode == 0) is spoken
+        assert ("alert protocol version" in tried.stderr) is not spoken
+        if protocol == "1_2":
+            assert "TLS session ticket:" not in tried.stdout
+
+
+def test_answers_do_not_tell_nginx_version(nginx):
+    answer = curl(nginx, "--include", f"https://localhost:{nginx.vnctoken_port}/")
+    assert "nginx/" not in answer
+
+
+def test_the_access_log_holds_no_session_and_no_token(nginx, behind):
+    nginx.request(nginx.vnctoken_port, "/RPC2", TOKEN_OF_VM_0)
+    token = (behind.tokens / "one-0").read_text().split(":")[0]
+    until(lambda: "POST /RPC2" in nginx.access_log)
+    for secret in ("alice", "secret", token):
+        assert secret not in nginx.access_log
+
+
+class Recorder(http.server.BaseHTTPRequestHandler):
+    """An upstream that keeps what it was sent."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.server.seen.append((self.path, self.headers))
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+def test_upstreams_learn_who_called_and_clients_cannot_lie_about_it(tmp_path):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as upstream:
+        upstream.seen = []
+        thread = threading.Thread(target=upstream.serve_forever)
+        thread.start()
+        try:
+            with nginx_front(tmp_path, upstream.server_port, upstream.server_port) as nginx:
+                lies = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "http", "Connection": "keep-alive, x-a"}
+                for port, path in (
+                    (nginx.vnctoken_port, "/RPC2/x"),
+                    (nginx.opennebula_port, "/RPC2/x"),
+                    (nginx.opennebula_port, "/RPC2/vnctoken"),
+                ):
+                    assert nginx.request(port, path, b"body", headers=lies)[0] == 200
+        finally:
+            upstream.shutdown()
+            thread.join()
+    assert [path for path, _ in upstream.seen] == ["/RPC2/x", "/RPC2", "/RPC2/vnctoken"]
+    for _, headers in upstream.seen:
+        assert headers.get_all("X-Forwarded-For") == ["127.0.0.1"]
+        assert headers.get_all("X-Forwarded-Proto") == ["https"]
+        assert headers["Content-Length"] == "4"
+        assert "Connection" not in headers
