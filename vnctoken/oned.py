@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyone
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from vnctoken.errors import (
     ActionError,
@@ -79,12 +78,8 @@ class Oned:
     async def _call(self, request: bytes) -> str:
         if len(self._slots.waiting) >= QUEUE_LENGTH:
             raise OnedError(f"too many calls are waiting for oned ({QUEUE_LENGTH}); try again in a moment")
-        asked = Deferred.fromCoroutine(self._in_turn(request)).addTimeout(self._timeout, self._clock)
-        try:
-            answer = await asked
-        except DeferredTimeoutError:
-            raise OnedError(f"oned did not answer within {self._timeout:g} seconds") from None
-        return _success(answer)
+        asked = Deferred.fromCoroutine(self._in_turn(request)).addTimeout(self._timeout, self._clock, _late)
+        return _success(await asked)
 
     async def _in_turn(self, request: bytes) -> bytes:
         await self._slots.acquire()
@@ -92,6 +87,11 @@ class Oned:
             return await self._transport.post(request)
         finally:
             self._slots.release()
+
+
+def _late(_outcome: object, timeout: float) -> bytes:
+    """Take the place of whatever comes of a question that was given up: Twisted has many names for that."""
+    raise OnedError(f"oned did not answer within {timeout:g} seconds")
 
 
 def _success(answer: bytes) -> str:

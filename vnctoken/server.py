@@ -56,12 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _announce(url: str) -> None:
     print(f"vnctoken-server listens on {url}", flush=True)
-    _log.info("vnctoken-server {version} listens on {url}", version=__version__, url=url)
+    _log.info("started, version {version}", version=__version__)
 
 
 def _failed(problem: object, code: int) -> int:
     print(f"vnctoken-server: {problem}", file=sys.stderr)
-    _log.critical("{problem}", problem=str(problem))
     return code
 
 
