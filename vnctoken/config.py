@@ -7,6 +7,7 @@ Two files are read: Sunstone's, of which a few keys are inherited, and ours over
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -41,6 +42,9 @@ DEFAULT_CONSOLE_STATES = (
 
 INHERITED = frozenset({"one_xmlrpc", "one_xmlrpc_timeout", "debug_level", "log", "vnc_proxy_support_wss"})
 """The keys that count in sunstone-server.conf; its :host: and :port: are Sunstone's own."""
+
+# What Twisted looks up; it refuses underscores, though /etc/hosts may have them.
+_HOST_NAME = re.compile(r"(?!.{254})[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\.?")
 
 LOG_SYSTEMS = ("file", "syslog")
 
@@ -177,7 +181,8 @@ def _log(source: Source) -> dict[str, Any]:
     """Read `:log:`, the family's older way to give a level and a destination."""
     value = source.values["log"]
     if not isinstance(value, dict):
-        raise ConfigError(f"{source.name}: :log: is {_shown(value)}, but :level: and :system: below it are expected")
+        expected = "':level:' and ':system:' below it are expected"
+        raise ConfigError(f"{source.name}: :log: is {_shown(value)}, but {expected}")
     log = {str(key).strip(":"): item for key, item in value.items()}
     settings: dict[str, Any] = {}
     if "level" in log:
@@ -239,14 +244,17 @@ def _seconds(value: Any) -> float:
 
 
 def _url(value: Any) -> str:
-    expected = "a URL such as http://localhost:2633/RPC2, http or https, without user and query,"
+    expected = (
+        "a URL such as http://localhost:2633/RPC2, http or https, without user and query, its host an address or a name"
+        " of letters, digits and hyphens,"
+    )
     text = _text(expected)(value)
     try:
         parts = urlsplit(text)
         valid = (
             text.isascii()
             and parts.scheme in ("http", "https")
-            and parts.hostname
+            and (_HOST_NAME.fullmatch(parts.hostname or "") or _is_ipv6(parts.hostname or ""))
             and "@" not in parts.netloc
             and not parts.query
             and not parts.fragment
@@ -257,6 +265,14 @@ def _url(value: Any) -> str:
     if not valid:
         raise ValueError(expected)
     return text
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _certificates(value: Any) -> str | None:

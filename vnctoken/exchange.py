@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import (
     ConnectError,
-    ConnectingCancelledError,
     ConnectionDone,
     DNSLookupError,
 )
@@ -61,10 +60,7 @@ class HttpExchange:
 
         Raises OnedError if there is no connection, no complete HTTP answer, or one other than 200.
         """
-        try:
-            exchange = await self._connect()
-        except ConnectingCancelledError:
-            raise CancelledError from None
+        exchange = await self._connect()
         return await exchange.ask(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
 
     async def _connect(self) -> _Exchange:
@@ -79,6 +75,8 @@ class HttpExchange:
             raise OnedError("oned refuses connections: it is not running, or not at :one_xmlrpc:") from None
         except DNSLookupError:
             raise OnedError("the host of :one_xmlrpc: has no address") from None
+        except ValueError:
+            raise OnedError("the host of :one_xmlrpc: is no host name") from None
         except ConnectError as error:
             raise OnedError(f"oned cannot be reached: {type(error).__name__}") from None
         self._remember(exchange.transport.getPeer())
@@ -90,10 +88,25 @@ class HttpExchange:
         self._by_address = endpoint(self._reactor, peer.host, peer.port)
         self._address_expires = self._reactor.seconds() + ADDRESS_SECONDS
 
-    async def _connected(self, endpoint: IStreamClientEndpoint) -> _Exchange:
+    def _connected(self, endpoint: IStreamClientEndpoint) -> Deferred[_Exchange]:
+        """Connect. Cancelled, this is a CancelledError and no connection, whatever the endpoint makes of it."""
         if self._tls:
             endpoint = wrapClientTLS(self._tls, endpoint)
-        return cast("_Exchange", await endpoint.connect(self._factory))
+        connecting: Deferred[Any] = endpoint.connect(self._factory)
+
+        def give_up(connected: Deferred[_Exchange]) -> None:
+            connected.errback(CancelledError())
+            connecting.cancel()
+
+        def deliver(outcome: Any) -> None:
+            if not connected.called:
+                connected.callback(outcome)
+            elif isinstance(outcome, _Exchange):
+                outcome.transport.abortConnection()
+
+        connected: Deferred[_Exchange] = Deferred(give_up)
+        connecting.addBoth(deliver)
+        return connected
 
 
 class _Exchange(Protocol):
@@ -138,7 +151,7 @@ class _Exchange(Protocol):
         elif reason.check(ConnectionDone):
             self._fail(OnedError("oned closed the connection without an answer"))
         else:
-            self._fail(OnedError(f"the connection to oned failed: {type(reason.value).__name__}"))
+            self._fail(OnedError(f"the connection to oned failed: {_explained(reason.value)}"))
 
     def _read_head(self) -> None:
         end = self._received.find(b"\r\n\r\n")
@@ -177,6 +190,16 @@ class _Exchange(Protocol):
     def _abort(self) -> None:
         self._answered = None
         self.transport.abortConnection()
+
+
+def _explained(error: BaseException | None) -> str:
+    """Say why a connection broke; OpenSSL's errors are lists of (library, function, reason)."""
+    match type(error).__name__, getattr(error, "args", ()):
+        case "Error", [[[_, _, str(reason)], *_]]:
+            return f"TLS: {reason}"
+        case "VerificationError", _:
+            return "TLS: the certificate is for another host"
+    return type(error).__name__
 
 
 def _status(field: list[bytes]) -> str:

@@ -31,13 +31,18 @@ _PRIORITIES = {LogLevel.critical: 2, LogLevel.error: 3, LogLevel.warn: 4, LogLev
 _WARNING = 1
 
 
+def logs_to_stderr(config: Config, environment: Mapping[str, str]) -> bool:
+    """Return whether the log goes to standard error: it is the journal (JOURNAL_STREAM), or `:log:` says so."""
+    return "JOURNAL_STREAM" in environment or config.log_system == "syslog"
+
+
 def start_logging(config: Config, environment: Mapping[str, str]) -> None:
     """Send the process's log events where they belong.
 
-    To standard error with priorities if that is the journal (JOURNAL_STREAM) or `:log: :system: syslog` says so, else
-    appended to vnctoken.log and, from WARNING up, to vnctoken.error. Raises ConfigError if these cannot be opened.
+    To standard error with priorities if `logs_to_stderr`, else appended to vnctoken.log and, from WARNING up, to
+    vnctoken.error. Raises ConfigError if these cannot be opened.
     """
-    if "JOURNAL_STREAM" in environment or config.log_system == "syslog":
+    if logs_to_stderr(config, environment):
         observer = to_journal(config.debug_level, sys.stderr)
     else:
         observer = to_files(config.debug_level, _opened(config, "vnctoken.log"), _opened(config, "vnctoken.error"))

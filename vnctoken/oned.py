@@ -37,7 +37,7 @@ REFUSALS: Mapping[type[pyone.OneException], type[VnctokenError]] = {
     pyone.OneNoExistsException: NoExistsError,
     pyone.OneActionException: ActionError,
     pyone.OneApiException: ApiError,
-    pyone.OneInternalException: OnedError,
+    pyone.OneInternalException: VnctokenError,
 }
 """What each refusal of oned is called by pyone, and by us."""
 

@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger, LogLevel
 
-from vnctoken.errors import ApiError, ErrorCode, VnctokenError
+from vnctoken.errors import ApiError, ErrorCode, OnedError, TokenStoreError, VnctokenError
 from vnctoken.methods import CONSOLE_METHODS, SYSTEM_METHODS, Method
 from vnctoken.tokens import fingerprint
 from vnctoken.wire import Fault, FaultCode, MethodCall, Unsupported, Value, read_call, write_answer
@@ -29,7 +29,7 @@ MAX_VM_ID = 2**31 - 1
 _DIGITS = re.compile(r"0*([0-9]{1,10})", re.ASCII)
 _QUOTED_CHARACTERS = 100
 # What an operator must look at, as against what a caller did wrong.
-_OUR_TROUBLE = frozenset({ErrorCode.INTERNAL, ErrorCode.ALLOCATE})
+_TROUBLE = frozenset({ErrorCode.INTERNAL, ErrorCode.ALLOCATE})
 
 
 @dataclass
@@ -82,7 +82,9 @@ class Rpc:
             raise Fault(FaultCode.INVALID_PARAMETERS, "system.multicall: an array of calls is expected")
         # All at once: a portal that lists VMs waits for the slowest. The bound is oned's queue.
         entries = [Deferred.fromCoroutine(self._entry(entry, client)) for entry in call.arguments[0]]
-        return await gatherResults(entries, consumeErrors=True)
+        answers = await DeferredList(entries, consumeErrors=True)
+        # An entry fails in one way only: it was cancelled, as the client went away.
+        return [answer if success else answer.raiseException() for success, answer in answers]
 
     async def _entry(self, entry: Value, client: str) -> Any:
         try:
@@ -106,13 +108,13 @@ class Rpc:
             self._log.info("{line} cancelled: the client went away", line=self._line(entry))
             raise
         except VnctokenError as error:
-            trouble = error.code in _OUR_TROUBLE
+            trouble = error.code in _TROUBLE
             self._log.emit(
                 LogLevel.error if trouble else LogLevel.info,
                 "{line} code={code:#06x}{reason}",
                 line=self._line(entry),
                 code=int(error.code),
-                reason=f" reason={error}" if trouble else "",
+                reason=f" reason={_reason(error)}" if trouble else "",
             )
             return [False, str(error), int(error.code)]
         except Exception:  # noqa: BLE001
@@ -191,6 +193,13 @@ def _kind(value: Value) -> str:
             return "an array"
         case _:
             return "a struct"
+
+
+def _reason(error: VnctokenError) -> str:
+    """Tell the log what happened: in our own words only, as oned's text may repeat what it was asked."""
+    if isinstance(error, OnedError | TokenStoreError):
+        return str(error)
+    return "oned had an error of its own; its log says which"
 
 
 def _user(session: str) -> str:

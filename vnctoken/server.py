@@ -13,11 +13,13 @@ from twisted.logger import Logger
 from vnctoken import __version__
 from vnctoken.config import load
 from vnctoken.errors import ConfigError
-from vnctoken.log import start_logging
+from vnctoken.log import logs_to_stderr, start_logging
 from vnctoken.service import make_service
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vnctoken.config import Config
 
 _log = Logger(namespace="vnctoken.server")
 
@@ -36,17 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"vnctoken-server: warning: {warning}", file=sys.stderr)
             return 0
         start_logging(config, os.environ)
-        for warning in warnings:
-            _log.warn("{warning}", warning=warning)
+    except ConfigError as error:
+        print(f"vnctoken-server: {error}", file=sys.stderr)
+        return EX_CONFIG
+    for warning in warnings:
+        _log.warn("{warning}", warning=warning)
 
-        from twisted.internet import reactor  # noqa: PLC0415 (importing it installs it)
+    from twisted.internet import reactor  # noqa: PLC0415 (importing it installs it)
 
+    try:
         service = make_service(config, reactor)
         service.startService()
     except ConfigError as error:
-        return _failed(error, EX_CONFIG)
+        return _failed(str(error), EX_CONFIG, config)
     except CannotListenError as error:
-        return _failed(f"cannot listen on {config.host} port {config.port}: {error.socketError}", 1)
+        return _failed(f"cannot listen on {config.host} port {config.port}: {error.socketError}", 1, config)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     # Only once the reactor runs are the signal handlers there: whoever reads the line may stop us at once.
     reactor.callWhenRunning(_announce, service.url)
@@ -56,11 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _announce(url: str) -> None:
     print(f"vnctoken-server listens on {url}", flush=True)
-    _log.info("started, version {version}", version=__version__)
+    _log.info("vnctoken-server {version} listens on {url}", version=__version__, url=url)
 
 
-def _failed(problem: object, code: int) -> int:
-    print(f"vnctoken-server: {problem}", file=sys.stderr)
+def _failed(problem: str, code: int, config: Config) -> int:
+    """Say why the service does not start: in the log, and to whoever typed the command."""
+    _log.critical("{problem}", problem=problem)
+    if not logs_to_stderr(config, os.environ):
+        print(f"vnctoken-server: {problem}", file=sys.stderr)
     return code
 
 

@@ -29,6 +29,7 @@ REQUEST_SECONDS = 10
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16_384
+MAX_LENGTH_DIGITS = 4000
 
 
 class RpcResource(Resource):
@@ -67,8 +68,7 @@ class RpcResource(Resource):
         self._log.failure("a request could not be answered", failure)
         if request.channel is None:
             return
-        request.write(_plain(request, INTERNAL_SERVER_ERROR, b"internal error\n"))
-        request.finish()
+        _plain(request, INTERNAL_SERVER_ERROR, b"internal error\n")
 
 
 class _Root(Resource):
@@ -97,10 +97,14 @@ class _NotFound(Resource):
         return _plain(request, NOT_FOUND, b"XML-RPC is at /RPC2\n")
 
 
-def _plain(request: Request, code: int, text: bytes) -> bytes:
+def _plain(request: Request, code: int, text: bytes) -> int:
+    # Not returned for Twisted to write: it logs the whole request, with its URL, if that is a HEAD.
     request.setResponseCode(code)
     request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
-    return text
+    request.setHeader(b"Content-Length", b"%d" % len(text))
+    request.write(text)
+    request.finish()
+    return server.NOT_DONE_YET
 
 
 class _BoundedRequest(server.Request):
@@ -159,25 +163,62 @@ class _BoundedChannel(HTTPChannel):
     maxHeaders = MAX_HEADERS
     _busy = False
     _refused = False
+    _ending = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """Start the clock at a request's first byte; a line end too many after the last one is none."""
+        if not self._busy and data.strip(b"\r\n"):
+            self._begin()
+        super().dataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line of the head, which may begin a request that came together with the one before it."""
+        if line and not self._busy:
+            self._begin()
+        super().lineReceived(line)
+
+    def _begin(self) -> None:
+        self._busy = True
+        self.setTimeout(REQUEST_SECONDS)
 
     def resetTimeout(self) -> None:
-        """Start the clock at a request's first byte, and not, as Twisted does, at every byte."""
-        if not self._busy:
-            self._busy = True
-            super().resetTimeout()
+        """Do nothing: Twisted would start the clock anew at every byte."""
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Take a header; a Content-Length of thousands of digits is more than Python reads."""
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length" and len(value.strip()) > MAX_LENGTH_DIGITS:
+            self.refuse(b"400 Bad Request", b"the Content-Length is no length\n")
+            self.loseConnection()
+            return False
+        return bool(super().headerReceived(line))
+
+    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002 (Twisted calls us)
+        """Answer a line of the head that is too long; Twisted would close without a word."""
+        self.refuse(b"400 Bad Request", b"a line of the head is longer than %d bytes\n" % self.MAX_LENGTH)
+        self.loseConnection()
 
     def requestDone(self, request: Request) -> None:
         """Take the end of an answer."""
         self._busy = False
         super().requestDone(request)
-        if self.site.stopping:
+        if self.site.stopping and not self._busy:
             self.loseConnection()
 
+    def loseConnection(self) -> None:
+        """End the connection once the client has taken what was written, for which it has as long as for a request."""
+        self._ending = True
+        self.setTimeout(REQUEST_SECONDS)
+        super().loseConnection()
+
     def timeoutConnection(self) -> None:
-        """End a connection whose request did not arrive in time."""
+        """End a connection whose request did not arrive in time, or whose answer was not taken."""
+        if self._ending:
+            self.transport.abortConnection()
+            return
         if self._busy and not self._refused:
             self.refuse(b"408 Request Timeout", b"a request must arrive within %d seconds\n" % REQUEST_SECONDS)
-        super().timeoutConnection()
+        self.loseConnection()
 
     def refuse(self, status: bytes, text: bytes) -> None:
         """Write an answer to a request that will not be read."""

@@ -1,16 +1,21 @@
 """`twist vnctoken`: the service under Twisted's own runner."""
 
 import os
+import sys
 from typing import ClassVar
 
 from twisted.application.service import IService, IServiceMaker
+from twisted.logger import Logger
 from twisted.plugin import IPlugin
-from twisted.python.usage import Options, UsageError
+from twisted.python.usage import Options
 from zope.interface import implementer
 
 from vnctoken.config import load
 from vnctoken.errors import ConfigError
+from vnctoken.server import EX_CONFIG
 from vnctoken.service import make_service
+
+_log = Logger(namespace="vnctoken")
 
 
 class VnctokenOptions(Options):
@@ -31,14 +36,17 @@ class VnctokenServiceMaker:
     options = VnctokenOptions
 
     def makeService(self, options: VnctokenOptions) -> IService:
-        """Build the service. Raises UsageError for a wrong configuration."""
+        """Build the service; say what is wrong with the configuration and exit with 78 if it cannot be."""
         from twisted.internet import reactor  # noqa: PLC0415 (importing it installs it)
 
         try:
-            config, _ = load(os.environ, options["config"], options["sunstone-config"])
+            config, warnings = load(os.environ, options["config"], options["sunstone-config"])
+            for warning in warnings:
+                _log.warn("{warning}", warning=warning)
             return make_service(config, reactor)
         except ConfigError as error:
-            raise UsageError(str(error)) from None
+            sys.stderr.write(f"twist vnctoken: {error}\n")
+            sys.exit(EX_CONFIG)
 
 
 service_maker = VnctokenServiceMaker()

@@ -1,0 +1,557 @@
+"""The configuration: two YAML files in, one frozen value or one sentence about what is wrong out."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vnctoken.config import INHERITED, Config, Locations, Source, from_mapping, load
+from vnctoken.errors import ConfigError
+from vnctoken.vm import LCM_STATES
+
+SYSTEM = Locations(etc=Path("/etc/one"), var=Path("/var/lib/one"), log=Path("/var/log/one"))
+KEYS = [key[1:] for key in yaml.safe_load(Config().to_yaml())]
+SHIPPED = ROOT / "etc" / "one" / "vnctoken-server.conf"
+
+
+def configured(sunstone=None, **ours):
+    """Return the configuration and the warnings that these keys make."""
+    return from_mapping(Source("ours.conf", ours), Source("sunstone.conf", sunstone or {}), SYSTEM)
+
+
+def setting(key, value):
+    config, warnings = configured(**{key: value})
+    assert warnings == []
+    return getattr(config, key)
+
+
+def complaint(**ours):
+    with pytest.raises(ConfigError) as caught:
+        configured(**ours)
+    return str(caught.value)
+
+
+@pytest.fixture
+def etc(tmp_path):
+    """Make a self-contained installation's etc; `load_in` reads it."""
+    (tmp_path / "etc").mkdir()
+    return tmp_path / "etc"
+
+
+def load_in(etc, ours=None, sunstone=None):
+    for name, text in (("vnctoken-server.conf", ours), ("sunstone-server.conf", sunstone)):
+        if text is not None:
+            (etc / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load({"ONE_LOCATION": str(etc.parent)})
+
+
+def complaint_about(etc, ours):
+    with pytest.raises(ConfigError) as caught:
+        load_in(etc, ours)
+    return str(caught.value)
+
+
+# Defaults and places
+
+
+def test_without_any_file_the_documented_defaults_are_in_effect(tmp_path):
+    config, warnings = load({"ONE_LOCATION": str(tmp_path)})
+    assert warnings == []
+    assert config == Config(var=tmp_path / "var", log_folder=tmp_path / "var")
+    assert (config.host, config.port) == ("127.0.0.1", 2644)
+    assert config.one_xmlrpc == "http://localhost:2633/RPC2"
+    assert (config.one_xmlrpc_timeout, config.one_xmlrpc_connections, config.one_xmlrpc_ca) == (25, 8, None)
+    assert config.vnc_ports == range(5900, 65536)
+    assert config.console_states == {3, 4, 12, 13, 16, 17, 18, 24, 25, 26, 29, 57, 58, 62, 66, 69}
+    assert config.vnc_proxy_support_wss is False
+    assert (config.max_request_bytes, config.max_connections, config.debug_level) == (65536, 512, 2)
+    assert config.log_system == "file"
+
+
+def test_the_usual_places_are_opennebulas():
+    assert Locations.from_environment({}) == SYSTEM
+    assert Locations.from_environment({"ONE_LOCATION": ""}) == SYSTEM
+    assert configured()[0].token_folder == Path("/var/lib/one/sunstone_vnc_tokens")
+    assert configured()[0].log_folder == Path("/var/log/one")
+
+
+def test_with_one_location_everything_is_below_it():
+    at = Locations.from_environment({"ONE_LOCATION": "/srv/one"})
+    assert at == Locations(etc=Path("/srv/one/etc"), var=Path("/srv/one/var"), log=Path("/srv/one/var"))
+    config, _ = from_mapping(Source("ours.conf", {}), Source("sunstone.conf", {}), at)
+    assert config.token_folder == Path("/srv/one/var/sunstone_vnc_tokens")
+    assert config.log_folder == Path("/srv/one/var")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("tokens", "/var/lib/one/tokens"),
+        ("vnc/tokens", "/var/lib/one/vnc/tokens"),
+        ("/run/one/tokens", "/run/one/tokens"),
+        ("../tokens", "/var/lib/one/../tokens"),
+        ("my tokens", "/var/lib/one/my tokens"),
+    ],
+)
+def test_the_token_folder_is_relative_to_var_or_absolute(name, folder):
+    assert configured(token_folder_name=name)[0].token_folder == Path(folder)
+
+
+def test_the_configuration_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Config().port = 1
+
+
+# What comes from Sunstone's file
+
+
+def test_five_keys_are_inherited_from_sunstone():
+    sunstone = {
+        "one_xmlrpc": "http://oned:2633/RPC2",
+        "one_xmlrpc_timeout": 10,
+        "debug_level": 3,
+        "log": {":system": "syslog"},
+        "vnc_proxy_support_wss": "only",
+    }
+    assert set(sunstone) == INHERITED
+    config, warnings = configured(sunstone)
+    assert warnings == []
+    assert config == Config(
+        one_xmlrpc="http://oned:2633/RPC2",
+        one_xmlrpc_timeout=10,
+        debug_level=3,
+        log_system="syslog",
+        vnc_proxy_support_wss=True,
+    )
+
+
+def test_nothing_else_of_sunstones_counts_not_even_when_it_would_be_wrong_here():
+    sunstone = {key: "nonsense !" for key in KEYS if key not in INHERITED} | {"port": 9869, "memcache_host": "x"}
+    assert configured(sunstone) == (Config(), [])
+
+
+def test_our_file_wins_over_sunstones():
+    sunstone = {"one_xmlrpc": "http://oned:2633/RPC2", "one_xmlrpc_timeout": 10, "debug_level": 0}
+    config, _ = configured(sunstone, one_xmlrpc="https://other/RPC2", debug_level=1)
+    assert (config.one_xmlrpc, config.one_xmlrpc_timeout, config.debug_level) == ("https://other/RPC2", 10, 1)
+
+
+def test_a_wrong_value_that_is_inherited_is_named_with_sunstones_file():
+    with pytest.raises(ConfigError, match=r"^sunstone\.conf: :debug_level: is 9, but .* 0 to 3 is expected$"):
+        configured({"debug_level": 9})
+
+
+# :log:
+
+
+@pytest.mark.parametrize(
+    ("sunstone", "ours", "level"),
+    [
+        ({}, {"log": {":level": 3}}, 3),
+        ({}, {"log": {"level": 0}}, 0),
+        ({}, {"log": {":level": 3}, "debug_level": 1}, 1),
+        ({"log": {":level": 3}}, {}, 3),
+        ({"log": {":level": 3}, "debug_level": 1}, {}, 1),
+        ({"log": {":level": 3}}, {"debug_level": 0}, 0),
+        ({"debug_level": 3}, {"log": {":level": 0}}, 0),
+        ({"debug_level": 3}, {"log": {":system": "file"}}, 3),
+    ],
+)
+def test_the_debug_level_may_stand_below_log_too(sunstone, ours, level):
+    config, warnings = configured(sunstone, **ours)
+    assert (config.debug_level, warnings) == (level, [])
+
+
+@pytest.mark.parametrize(
+    ("written", "system"), [("file", "file"), ("syslog", "syslog"), (":syslog", "syslog"), (":file:", "file")]
+)
+def test_the_log_goes_to_files_or_to_syslog(written, system):
+    assert configured(log={":system": written})[0].log_system == system
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("file", "ours.conf: :log: is 'file', but ':level:' and ':system:' below it are expected"),
+        (None, "ours.conf: :log: is None, but ':level:' and ':system:' below it are expected"),
+        ({":level": 4}, "ours.conf: :log: :level: is 4, but a whole number from 0 to 3 is expected"),
+        ({":system": "memcache"}, "ours.conf: :log: :system: is 'memcache', but file or syslog is expected"),
+        ({":system": 1}, "ours.conf: :log: :system: is 1, but file or syslog is expected"),
+    ],
+)
+def test_a_wrong_log_is_refused(log, message):
+    assert complaint(log=log) == message
+
+
+# Right values
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "value"),
+    [
+        ("host", "0.0.0.0", "0.0.0.0"),
+        ("host", "::1", "::1"),
+        ("host", "front-end.example.org", "front-end.example.org"),
+        ("port", 0, 0),
+        ("port", 65535, 65535),
+        ("port", "2644", 2644),
+        ("one_xmlrpc", "https://oned.example.org/RPC2", "https://oned.example.org/RPC2"),
+        ("one_xmlrpc", "http://[::1]:2633/RPC2", "http://[::1]:2633/RPC2"),
+        ("one_xmlrpc_timeout", 0.5, 0.5),
+        ("one_xmlrpc_timeout", 3600, 3600),
+        ("one_xmlrpc_timeout", "60", 60),
+        ("one_xmlrpc_connections", 1, 1),
+        ("one_xmlrpc_ca", None, None),
+        ("one_xmlrpc_ca", "/etc/ssl/ca.pem", "/etc/ssl/ca.pem"),
+        ("vnc_ports", "1:65535", range(1, 65536)),
+        ("vnc_ports", "5900:5900", range(5900, 5901)),
+        ("console_states", ["RUNNING"], {3}),
+        ("console_states", ["running", ":Unknown", 62, "66", 3], {3, 16, 62, 66}),
+        ("console_states", ["BACKUP"], {69}),
+        ("vnc_proxy_support_wss", True, True),
+        ("vnc_proxy_support_wss", False, False),
+        ("vnc_proxy_support_wss", "yes", True),
+        ("vnc_proxy_support_wss", "only", True),
+        ("vnc_proxy_support_wss", ":only", True),
+        ("vnc_proxy_support_wss", "True", True),
+        ("vnc_proxy_support_wss", "NO", False),
+        ("vnc_proxy_support_wss", "false", False),
+        ("max_request_bytes", 1024, 1024),
+        ("max_request_bytes", 2**24, 2**24),
+        ("max_connections", 100_000, 100_000),
+        ("debug_level", 0, 0),
+    ],
+)
+def test_a_right_value_counts(key, written, value):
+    assert setting(key, written) == value
+
+
+# Wrong values
+
+PORT = "a whole number from 0 to 65535"
+URL = (
+    "a URL such as http://localhost:2633/RPC2, http or https, without user and query, its host an address or a name of"
+    " letters, digits and hyphens,"
+)
+SECONDS = "a number of seconds above 0, at most 3600,"
+PORTS = 'two TCP ports, the lower one first, such as "5900:65535",'
+HOST = "the IP address or name of this machine to listen at"
+FOLDER = "the name of a folder of its own, relative to OpenNebula's var folder or absolute,"
+STATES = "a list of LCM states such as [RUNNING, UNKNOWN]"
+WRONG = [
+    *[("host", value, HOST) for value in ("", "a b", "a\nb", None, 1, True, ["127.0.0.1"])],
+    *[("port", value, PORT) for value in (-1, 65536, "nope", "-1", "", 2644.0, True, None, [], {}, "٢٦٤٤", "1" * 5000)],
+    *[
+        ("one_xmlrpc", value, URL)
+        for value in (
+            "localhost:2633",
+            "ftp://localhost/RPC2",
+            "http:///RPC2",
+            "http://localhost:99999/RPC2",
+            "http://localhost:0/RPC2",
+            "http://localhost:x/RPC2",
+            "http://[::1/RPC2",
+            "http://localhost/RPC2?a=1",
+            "http://localhost/RPC2#a",
+            "http://local host/RPC2",
+            "http://one_front/RPC2",
+            "http://a..b/RPC2",
+            "http://front-/RPC2",
+            f"http://{'x' * 64}/RPC2",
+            "http://[::1%eth0]:x/RPC2",
+            "http://löcalhost/RPC2",
+        )
+    ],
+    *[("one_xmlrpc", value, "a URL such as") for value in (None, 2633)],
+    *[
+        ("one_xmlrpc_timeout", value, SECONDS)
+        for value in (0, -1, 3601, "soon", True, None, float("nan"), float("inf"), [25])
+    ],
+    *[("one_xmlrpc_connections", value, "a whole number from 1 to 1000") for value in (0, 1001, "x")],
+    *[("one_xmlrpc_ca", value, "the path of a file of CA certificates in PEM") for value in ("", 1, False, "a\0b")],
+    *[("token_folder_name", value, FOLDER) for value in ("", "/", ".", "..", "a/..", "a\nb", None, 7)],
+    *[
+        ("vnc_ports", value, PORTS)
+        for value in (
+            "5900",
+            "5900:",
+            ":5900",
+            "6000:5900",
+            "0:10",
+            "1:65536",
+            "a:b",
+            "1:2:3",
+            " 1:2",
+            5900,
+            None,
+            [1, 2],
+        )
+    ],
+    *[("console_states", value, STATES) for value in ([], None, "RUNNING", 3, {"RUNNING": 1})],
+    *[("console_states", [value], "a list of numbers or names of LCM states") for value in (-1, 1000, True, None, [3])],
+    *[("vnc_proxy_support_wss", value, "yes, no or only") for value in ("maybe", "", 1, 0, None, [])],
+    *[("max_request_bytes", value, "a whole number from 1024 to 16777216") for value in (0, 1023, 2**24 + 1, "64k")],
+    *[("max_connections", value, "a whole number from 1 to 100000") for value in (0, 100_001)],
+    *[("debug_level", value, "a whole number from 0 to 3") for value in (-1, 4, "INFO", True)],
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), WRONG)
+def test_a_wrong_value_is_refused_with_file_key_value_and_what_is_expected(key, value, expected):
+    message = complaint(**{key: value})
+    assert message.startswith(f"ours.conf: :{key}: is {value!r}, but {expected}")
+    assert message.endswith(" is expected")
+
+
+def test_every_key_that_has_wrong_values_is_tried_with_some():
+    assert {key for key, _, _ in WRONG} == set(KEYS) - {"log"}
+
+
+def test_an_unknown_state_is_answered_with_the_nearest_one():
+    assert "nearest to 'RUNING': RUNNING" in complaint(console_states=["RUNNING", "RUNING"])
+
+
+def test_a_password_in_the_url_of_oned_is_refused_without_being_repeated():
+    message = complaint(one_xmlrpc="http://alice:s3cr3tpw@localhost:2633/RPC2")
+    assert ":one_xmlrpc:" in message
+    assert "without user" in message
+    assert "s3cr3tpw" not in message
+
+
+@pytest.mark.parametrize("key", ["port", "debug_level", "one_xmlrpc_timeout", "console_states"])
+def test_a_number_of_any_length_is_a_wrong_value_like_any_other(etc, key):
+    """Python refuses to write integers of more than 4300 digits; YAML has them in hexadecimal."""
+    number = "0x" + "f" * 5000
+    message = complaint_about(etc, f":{key}: {f'[{number}]' if key == 'console_states' else number}\n")
+    assert f":{key}: " in message
+    assert message.endswith("is expected")
+
+
+# Keys
+
+
+def test_keys_are_ruby_symbols_or_bare(etc):
+    config, warnings = load_in(etc, ":port: 1\nmax_connections: 2\n:log:\n  level: 3\n  :system: syslog\n")
+    assert warnings == []
+    assert (config.port, config.max_connections, config.debug_level, config.log_system) == (1, 2, 3, "syslog")
+
+
+def test_a_key_in_both_forms_is_refused(etc):
+    message = complaint_about(etc, ":port: 1\nport: 2\n")
+    assert message.startswith(f"{etc}/vnctoken-server.conf: :port: is given twice")
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("prot", "port"),
+        ("hsot", "host"),
+        ("one_xmlrcp", "one_xmlrpc"),
+        ("token_folder", "token_folder_name"),
+        ("max_connection", "max_connections"),
+        ("vnc_port", "vnc_ports"),
+        ("debug-level", "debug_level"),
+    ],
+)
+def test_an_unknown_key_is_a_warning_that_names_the_nearest(key, nearest):
+    config, warnings = configured(**{key: 1})
+    assert config == Config()
+    assert warnings == [f"ours.conf: :{key}: is not a key of this file and is ignored; the nearest one is :{nearest}:"]
+
+
+def test_a_key_that_is_like_no_other_and_one_that_is_no_text_are_warnings_too(etc):
+    _, warnings = load_in(etc, "zzz: 1\n2024-01-01: 2\n7: 3\n'': 4\n")
+    assert [re.search(r":(\S*): is not a key", warning)[1] for warning in warnings] == ["zzz", "2024-01-01", "7", ""]
+
+
+# Files
+
+
+def test_yes_and_no_and_only_are_understood_as_yaml_reads_them(etc):
+    for written, wss in (("yes", True), ("no", False), ("only", True), ("true", True), ('"no"', False)):
+        assert load_in(etc, f":vnc_proxy_support_wss: {written}\n")[0].vnc_proxy_support_wss is wss
+
+
+def test_both_files_are_read_from_etc(etc):
+    config, _ = load_in(etc, ":port: 1\n", ":port: 9869\n:host: 0.0.0.0\n:debug_level: 3\n")
+    assert (config.port, config.host, config.debug_level) == (1, "127.0.0.1", 3)
+
+
+def test_files_that_are_named_are_read_instead(etc, tmp_path):
+    load_in(etc, ":port: 1\n", ":debug_level: 1\n")
+    ours, sunstone = tmp_path / "a.conf", tmp_path / "b.conf"
+    ours.write_text(":port: 2\n")
+    sunstone.write_text(":debug_level: 3\n")
+    config, _ = load({"ONE_LOCATION": str(tmp_path)}, str(ours), str(sunstone))
+    assert (config.port, config.debug_level) == (2, 3)
+
+
+@pytest.mark.parametrize("which", ["config_file", "sunstone_file"])
+def test_a_file_that_is_named_must_be_there(tmp_path, which):
+    missing = tmp_path / "none.conf"
+    with pytest.raises(ConfigError, match="there is no such file") as caught:
+        load({"ONE_LOCATION": str(tmp_path)}, **{which: str(missing)})
+    assert str(caught.value).startswith(f"{missing}: ")
+
+
+def test_a_file_that_cannot_be_read_is_an_error_even_in_the_usual_place(etc):
+    (etc / "vnctoken-server.conf").mkdir()
+    assert complaint_about(etc, None) == (
+        f"{etc}/vnctoken-server.conf: cannot be read (Is a directory); the service's user must be able to"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "null"])
+def test_an_empty_file_is_fine(etc, text):
+    assert load_in(etc, text)[1] == []
+
+
+def test_a_byte_order_mark_and_utf_16_are_yaml(etc):
+    for text in (b"\xef\xbb\xbf:port: 5\n", ":port: 5\n".encode("utf-16")):
+        assert load_in(etc, text)[0].port == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (":port: 2644\n:host: [\n", 3),
+        (":port: 2644\n\t:host: a\n", 2),
+        (":port: 2644\n:host: 'a\n", 3),
+        (":port: 2644\n? [a]\n: 1\n", 2),
+        (":port: 2644\n:host: !!python/object:os.system x\n", 2),
+        (":log: {:level: 3}\n", 1),
+        ("a: 1\nb\n", 3),
+    ],
+)
+def test_what_is_not_yaml_is_named_with_its_line(etc, text, line):
+    message = complaint_about(etc, text)
+    assert message.startswith(f"{etc}/vnctoken-server.conf, line {line}: not YAML (")
+    assert message.endswith("lines such as ':port: 2644' are expected")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b":host: \xff\n",
+        b":host: a\x00b\n",
+        b"a: 1\n--- \nb: 2\n",
+        # What PyYAML's constructors fail on with errors that are not YAML's own.
+        b":port: 2024-99-99\n",
+        b":port: 0b_\n",
+        b":port: !!int ''\n",
+        b":port: !!timestamp abc\n",
+        b":port: " + b"1" * 5000 + b"\n",
+        b":port: " + b"[" * 5000 + b"\n",
+    ],
+)
+def test_whatever_stands_in_the_file_the_answer_names_the_file_and_what_is_expected(etc, text):
+    message = complaint_about(etc, text)
+    assert message.startswith(f"{etc}/vnctoken-server.conf")
+    assert message.endswith("expected")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [("- 1\n", "list"), ("hello\n", "str"), ("7\n", "int"), ("!!set {a}\n", "set")]
+)
+def test_a_file_that_is_no_mapping_is_refused(etc, text, what):
+    assert complaint_about(etc, text) == (
+        f"{etc}/vnctoken-server.conf: holds a {what}; lines such as ':port: 2644' are expected"
+    )
+
+
+# The shipped file
+
+
+def test_the_shipped_file_as_it_is_changes_nothing():
+    assert load({}, str(SHIPPED)) == (Config(), [])
+
+
+def test_the_shipped_file_documents_every_key_with_its_default(tmp_path):
+    """With every `#:key:` uncommented it is still exactly the defaults, and nobody warns."""
+    text, count = re.subn(r"(?m)^#(:\w+:)", r"\1", SHIPPED.read_text(encoding="utf-8"))
+    uncommented = tmp_path / "vnctoken-server.conf"
+    uncommented.write_text(text, encoding="utf-8")
+    written = yaml.safe_load(text)
+    assert {key.strip(":") for key in written} == set(KEYS) - {"log"}
+    assert count == len(written)
+    assert load({}, str(uncommented)) == (Config(), [])
+
+
+# Writing it down again
+
+
+def round_trip(config, folder):
+    file = folder / "written.conf"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    return load({}, str(file))
+
+
+def test_the_effective_configuration_can_be_used_as_a_file(tmp_path):
+    other = Config(
+        host="::1",
+        one_xmlrpc_timeout=1.5,
+        one_xmlrpc_ca="/etc/ssl/ca.pem",
+        vnc_ports=range(1, 60),
+        console_states=frozenset({3, 999}),
+        vnc_proxy_support_wss=True,
+        debug_level=0,
+        log_system="syslog",
+    )
+    for config in (Config(), other):
+        assert round_trip(config, tmp_path) == (config, [])
+
+
+def test_states_are_written_by_name_where_they_have_one():
+    text = replace(Config(), console_states=frozenset({3, 69, 999})).to_yaml()
+    assert yaml.safe_load(text)[":console_states"] == ["RUNNING", "BACKUP", 999]
+
+
+printable = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, categories=("L", "N", "P")), min_size=1)
+configs = st.builds(
+    Config,
+    host=printable,
+    port=st.integers(0, 65535),
+    one_xmlrpc_timeout=st.integers(1, 3600) | st.floats(0.001, 3600),
+    one_xmlrpc_connections=st.integers(1, 1000),
+    one_xmlrpc_ca=st.none() | printable,
+    token_folder_name=printable.filter(lambda name: Path(name).name not in ("", "..")),
+    vnc_ports=st.tuples(st.integers(1, 65535), st.integers(0, 99)).map(
+        lambda pair: range(pair[0], min(pair[0] + pair[1], 65535) + 1)
+    ),
+    console_states=st.frozensets(st.sampled_from([*LCM_STATES.values(), 998]), min_size=1),
+    vnc_proxy_support_wss=st.booleans(),
+    debug_level=st.integers(0, 3),
+    log_system=st.sampled_from(["file", "syslog"]),
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(configs)
+def test_whatever_is_in_effect_can_be_used_as_a_file(tmp_path, config):
+    assert round_trip(config, tmp_path) == (config, [])
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary()
+anything = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner))
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from([*KEYS, "other"]), anything))
+def test_whatever_the_values_are_they_make_a_configuration_or_a_clear_error(values):
+    try:
+        config, warnings = configured(**values)
+    except ConfigError as error:
+        message = str(error)
+    else:
+        message = ""
+        assert len(warnings) == ("other" in values)
+        assert 0 <= config.port <= 65535
+        assert config.vnc_ports[0] >= 1
+        assert config.console_states
+        assert config.host.isprintable()
+    assert re.fullmatch(r"(ours\.conf: :\w+:.* expected)?", message, re.DOTALL)
