@@ -103,9 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=("ceiling", "cloud"))
     parser.add_argument("--oned", metavar="URL", help="a real oned for the cloud setting (default: the sandbox's)")
-    parser.add_argument(
-        "--delay", type=float, default=0.0, help="seconds the sandbox's oned waits before it answers"
-    )
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds the sandbox's oned waits before it answers")
     parser.add_argument("--session", default="alice:secret")
     parser.add_argument("--vm", type=int, default=0)
     parser.add_argument("--also", action="append", default=[], metavar="NAME=URL")

@@ -244,7 +244,7 @@ HOST = "the IP address or name of this machine to listen at"
 FOLDER = "the name of a folder of its own, relative to OpenNebula's var folder or absolute,"
 STATES = "a list of LCM states such as [RUNNING, UNKNOWN]"
 WRONG = [
-    *[("host", value, HOST) for value in ("", "a b", "a\nb", None, 1, True, ["127.0.0.1"])],
+    *[("host", value, HOST) for value in ("", "a b", "a\nb", None, 1, True, ["127.0.0.1"], "http://a:b@c", "[::1]")],
     *[("port", value, PORT) for value in (-1, 65536, "nope", "-1", "", 2644.0, True, None, [], {}, "٢٦٤٤", "1" * 5000)],
     *[
         ("one_xmlrpc", value, URL)
@@ -514,7 +514,7 @@ def test_states_are_written_by_name_where_they_have_one():
 printable = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, categories=("L", "N", "P")), min_size=1)
 configs = st.builds(
     Config,
-    host=printable,
+    host=st.ip_addresses().map(str) | st.from_regex("[a-zA-Z0-9]([a-zA-Z0-9-]{0,9}[a-zA-Z0-9])?", fullmatch=True),
     port=st.integers(0, 65535),
     one_xmlrpc_timeout=st.integers(1, 3600) | st.floats(0.001, 3600),
     one_xmlrpc_connections=st.integers(1, 1000),

@@ -160,9 +160,7 @@ def test_somebody_elses_vm_is_code_0x200(oned):
         pytest.skip("ONE_FORBIDDEN_VM_ID is not set")
     success, text, *numbers = ask(oned, "vminfo-no-permission", "one.vm.info", oned.session, vm_id, False)
     assert success is False
-    assert re.fullmatch(
-        rf"\[one\.vm\.info\] User \[\d+\] : Not authorized to perform USE VM \[{vm_id}\]\.", text
-    )
+    assert re.fullmatch(rf"\[one\.vm\.info\] User \[\d+\] : Not authorized to perform USE VM \[{vm_id}\]\.", text)
     assert numbers == [0x200, -1, -1]
 
 
@@ -213,9 +211,7 @@ def test_get_is_not_allowed(oned):
 
 
 def test_another_path_is_not_found(server):
-    assert server.exchange(None, b"GET /elsewhere HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(
-        b"HTTP/1.1 404 "
-    )
+    assert server.exchange(None, b"GET /elsewhere HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 404 ")
 
 
 def test_a_body_without_a_length_is_refused(server):

@@ -96,8 +96,6 @@ def test_a_port_that_is_taken_is_named_and_the_exit_code_is_1(options):
 
 @pytest.mark.parametrize("address", ["2633", "localhost", "localhost:", ":2633", "localhost:http"])
 def test_an_address_must_be_host_and_port(address):
-    result = subprocess.run(
-        [*COMMAND, "--listen", address], capture_output=True, text=True, timeout=60, check=False
-    )
+    result = subprocess.run([*COMMAND, "--listen", address], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
     assert f"{address!r} is not HOST:PORT" in result.stderr

@@ -307,9 +307,7 @@ def test_garbage_is_no_http():
     assert not transport.value().startswith(b"HTTP")
 
 
-@pytest.mark.parametrize(
-    ("kind", "status"), [(Kind.HTML, b"200"), (Kind.BAD_GATEWAY, b"502"), (Kind.REDIRECT, b"302")]
-)
+@pytest.mark.parametrize(("kind", "status"), [(Kind.HTML, b"200"), (Kind.BAD_GATEWAY, b"502"), (Kind.REDIRECT, b"302")])
 def test_a_proxy_in_between_answers_with_a_whole_page(kind, status):
     head, _, page = ugly(kind).value().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 " + status)

@@ -12,8 +12,7 @@ CLOUD = demo_cloud()
 
 # What XML 1.0 can carry, without the carriage return that every parser makes a line feed of.
 XML_TEXT = st.text(
-    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff")
-    | st.sampled_from("\t\n]>&<'\"")
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff") | st.sampled_from("\t\n]>&<'\"")
 )
 
 

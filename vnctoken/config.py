@@ -243,6 +243,13 @@ def _seconds(value: Any) -> float:
     raise ValueError("a number of seconds above 0, at most 3600,")
 
 
+def _listening_host(value: Any) -> str:
+    host = _text("the IP address or name of this machine to listen at")(value)
+    if not (_HOST_NAME.fullmatch(host.lower()) or _is_ipv6(host)):
+        raise ValueError("the IP address or name of this machine to listen at")
+    return host
+
+
 def _url(value: Any) -> str:
     expected = (
         "a URL such as http://localhost:2633/RPC2, http or https, without user and query, its host an address or a name"
@@ -334,7 +341,7 @@ def _log_system(value: Any) -> str:
 
 
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "host": _text("the IP address or name of this machine to listen at"),
+    "host": _listening_host,
     "port": _integer(0, 65535),
     "one_xmlrpc": _url,
     "one_xmlrpc_timeout": _seconds,

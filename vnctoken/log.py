@@ -45,7 +45,13 @@ def start_logging(config: Config, environment: Mapping[str, str]) -> None:
     if logs_to_stderr(config, environment):
         observer = to_journal(config.debug_level, sys.stderr)
     else:
-        observer = to_files(config.debug_level, _opened(config, "vnctoken.log"), _opened(config, "vnctoken.error"))
+        everything = _opened(config, "vnctoken.log")
+        try:
+            warnings = _opened(config, "vnctoken.error")
+        except ConfigError:
+            everything.close()
+            raise
+        observer = to_files(config.debug_level, everything, warnings)
     globalLogBeginner.beginLoggingTo([cast("ILogObserver", observer)], redirectStandardIO=False)
 
 

@@ -66,15 +66,12 @@ class Rpc:
         return write_answer(value)
 
     async def _carry_out(self, call: MethodCall, client: str) -> Any:
-        match call.method:
-            case "system.listMethods":
-                return [*CONSOLE_METHODS, *SYSTEM_METHODS]
-            case "system.methodHelp":
-                return _described(call).help
-            case "system.methodSignature":
-                return [list(_described(call).signature)]
-            case "system.multicall":
-                return await self._multicall(call, client)
+        if call.method == "system.multicall":
+            return await self._multicall(call, client)
+        if call.method in SYSTEM_METHODS:
+            value = _introspected(call)
+            self._log.info("{line} code=0x0000", line=self._line(_Entry(call.method, client, self._clock.seconds())))
+            return value
         return await self._open(call, client)
 
     async def _multicall(self, call: MethodCall, client: str) -> list[Any]:
@@ -138,6 +135,16 @@ class Rpc:
     def _line(self, entry: _Entry) -> str:
         milliseconds = (self._clock.seconds() - entry.began) * 1000
         return f"{entry.client} {entry.method} vm={entry.vm_id} user={entry.user} ms={milliseconds:.1f}"
+
+
+def _introspected(call: MethodCall) -> Any:
+    match call.method:
+        case "system.listMethods":
+            return [*CONSOLE_METHODS, *SYSTEM_METHODS]
+        case "system.methodHelp":
+            return _described(call).help
+        case _:
+            return [list(_described(call).signature)]
 
 
 def _described(call: MethodCall) -> Method:
