@@ -385,6 +385,56 @@ def test_whatever_is_sent_it_is_a_call_or_one_of_two_faults(document):
 
 
 @settings(deadline=None)
+def laid_out_as_oned_does_it(content):
+    """Return oned's answer around a text that is put in as it is, escaped or not."""
+    return (
+        b'<?xml version="1.0" encoding="UTF-8"?>\r\n<methodResponse>\r\n<params>\r\n<param><value><array><data>\r\n'
+        b"<value><boolean>1</boolean></value>\r\n<value><string>" + content + b"</string></value>\r\n"
+        b"<value><i4>0</i4></value>\r\n</data></array></value></param>\r\n</params>\r\n</methodResponse>\r\n"
+    )
+
+
+PIECES = [
+    "&lt;",
+    "&gt;",
+    "&amp;",
+    "&quot;",
+    "&apos;",
+    "&#13;",
+    "&#x41;",
+    "&lt",
+    "&",
+    "&bad;",
+    "]]>",
+    "]]&gt;",
+    ">",
+    "\r\n",
+]
+PIECES += ["\n", "\t", "\x00", "\x1b", "\ufffe", "\uffff", "é", "\U0001f600", "VM", "&amp;lt;", "<i/>", "<!-- -->"]
+
+
+def outcome_of_reading(document):
+    try:
+        return read_answer(document)
+    except DocumentError:
+        return DocumentError
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=5)).map("".join))
+@settings(max_examples=500)
+def test_a_text_is_read_alike_whether_or_not_the_answer_is_laid_out_as_oned_does_it(text):
+    """The answer with a comment in it goes through the XML parser, the other one past it where it may."""
+    content = text.encode("utf-8", "surrogatepass")
+    document = laid_out_as_oned_does_it(content)
+    with_comment = document.replace(b"<methodResponse>", b"<!-- --><methodResponse>", 1)
+    assert outcome_of_reading(document) == outcome_of_reading(with_comment)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a\xc3", b"\xed\xa0\x80", b"\xc0\xbc"])
+def test_bytes_that_are_no_utf_8_are_no_answer_in_oneds_layout_either(content):
+    assert outcome_of_reading(laid_out_as_oned_does_it(content)) is DocumentError
+
+
 @given(documents)
 def test_whatever_is_answered_it_is_a_value_or_a_fault_or_no_answer(document):
     with contextlib.suppress(Fault, DocumentError):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
-from twisted.web import server
-from twisted.web.http import INTERNAL_SERVER_ERROR, NOT_ALLOWED, NOT_FOUND, HTTPChannel
+from twisted.web import http
 from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
@@ -46,13 +47,13 @@ class RpcResource(Resource):
         """Answer a request that has arrived whole."""
         if request.method not in (b"POST", b"GET"):
             request.setHeader(b"Allow", b"GET, POST")
-            return _plain(request, NOT_ALLOWED, b"XML-RPC calls are POSTs\n")
+            return _plain(request, http.NOT_ALLOWED, b"XML-RPC calls are POSTs\n")
         answering = Deferred.fromCoroutine(self._rpc.answer(request.content.read(), request.getClientAddress().host))
         # The client that goes away takes its question to oned with it, and no token is written.
         request.notifyFinish().addErrback(lambda _: answering.cancel())
         answering.addCallback(self._deliver, request)
         answering.addErrback(self._fail, request)
-        return server.NOT_DONE_YET
+        return NOT_DONE_YET
 
     def _deliver(self, body: bytes, request: Request) -> None:
         if request.channel is None:
@@ -68,33 +69,7 @@ class RpcResource(Resource):
         self._log.failure("a request could not be answered", failure)
         if request.channel is None:
             return
-        _plain(request, INTERNAL_SERVER_ERROR, b"internal error\n")
-
-
-class _Root(Resource):
-    """Leads every path that starts with /RPC2 to the XML-RPC endpoint; an extra slash before it is forgiven."""
-
-    def __init__(self, endpoint: Resource) -> None:
-        super().__init__()
-        self._endpoint = endpoint
-
-    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: ARG002 (Twisted calls us)
-        """Return what a path segment leads to."""
-        if path == b"":
-            return self
-        return self._endpoint if path.startswith(b"RPC2") else _NotFound()
-
-    def render(self, request: Request) -> Any:
-        """Answer / itself."""
-        return _NotFound().render(request)
-
-
-class _NotFound(Resource):
-    isLeaf = True
-
-    def render(self, request: Request) -> Any:
-        """Answer that there is nothing here."""
-        return _plain(request, NOT_FOUND, b"XML-RPC is at /RPC2\n")
+        _plain(request, http.INTERNAL_SERVER_ERROR, b"internal error\n")
 
 
 def _plain(request: Request, code: int, text: bytes) -> int:
@@ -104,11 +79,15 @@ def _plain(request: Request, code: int, text: bytes) -> int:
     request.setHeader(b"Content-Length", b"%d" % len(text))
     request.write(text)
     request.finish()
-    return server.NOT_DONE_YET
+    return NOT_DONE_YET
 
 
-class _BoundedRequest(server.Request):
-    """A request whose body is kept in memory, up to the site's limit, and taken as it is."""
+class _BoundedRequest(http.Request):
+    """A request whose body is kept in memory, up to the site's limit, and taken as it is.
+
+    It is twisted.web.http's, without the tree of resources, sessions and encoders that twisted.web.server adds: there
+    is one resource here, and every call would pay for them.
+    """
 
     channel: Any  # a _BoundedChannel
     content: BytesIO
@@ -117,14 +96,14 @@ class _BoundedRequest(server.Request):
     def gotLength(self, length: int | None) -> None:
         """Take the body's length, None if it comes in chunks."""
         self.content = BytesIO()
-        if length is not None and length > self.channel.site.max_request_bytes:
+        if length is not None and length > self.channel.factory.max_request_bytes:
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:
         """Take a piece of the body."""
         if self._refused:
             return
-        if self.content.tell() + len(data) > self.channel.site.max_request_bytes:
+        if self.content.tell() + len(data) > self.channel.factory.max_request_bytes:
             self._refuse()
         else:
             self.content.write(data)
@@ -141,8 +120,15 @@ class _BoundedRequest(server.Request):
         self.content.seek(0)
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
-        self.args = {}
         self.process()
+
+    def process(self) -> None:
+        """Lead every path that starts with /RPC2 to the XML-RPC endpoint; an extra slash before it is forgiven."""
+        self.setHeader(b"Date", http.datetimeToString())
+        if unquote_to_bytes(self.path).lstrip(b"/").startswith(b"RPC2"):
+            self.channel.factory.resource.render(self)
+        else:
+            _plain(self, http.NOT_FOUND, b"XML-RPC is at /RPC2\n")
 
     def _refuse(self) -> None:
         """Answer at once; what still comes is thrown away, so that the client reads the answer and not a reset."""
@@ -150,14 +136,15 @@ class _BoundedRequest(server.Request):
         self.content.close()
         self.requestHeaders.removeHeader(b"Expect")
         self.channel.refuse(
-            b"413 Content Too Large", b"a request may have %d bytes\n" % self.channel.site.max_request_bytes
+            b"413 Content Too Large", b"a request may have %d bytes\n" % self.channel.factory.max_request_bytes
         )
 
 
-class _BoundedChannel(HTTPChannel):
+class _BoundedChannel(http.HTTPChannel):
     """A connection on which a request must arrive whole in time."""
 
-    site: RpcSite
+    factory: RpcSite
+    requestFactory = _BoundedRequest
     transport: Any
     totalHeadersSize = MAX_HEADER_BYTES
     maxHeaders = MAX_HEADERS
@@ -186,8 +173,7 @@ class _BoundedChannel(HTTPChannel):
 
     def headerReceived(self, line: bytes) -> bool:
         """Take a header; a Content-Length of thousands of digits is more than Python reads."""
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and len(value.strip()) > MAX_LENGTH_DIGITS:
+        if len(line) > MAX_LENGTH_DIGITS and line.partition(b":")[0].strip().lower() == b"content-length":
             self.refuse(b"400 Bad Request", b"the Content-Length is no length\n")
             self.loseConnection()
             return False
@@ -202,7 +188,7 @@ class _BoundedChannel(HTTPChannel):
         """Take the end of an answer."""
         self._busy = False
         super().requestDone(request)
-        if self.site.stopping and not self._busy:
+        if self.factory.stopping and not self._busy:
             self.loseConnection()
 
     def loseConnection(self) -> None:
@@ -232,7 +218,7 @@ class _BoundedChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Take the end of the connection."""
-        self.site.forget(self)
+        self.factory.forget(self)
         super().connectionLost(reason)
 
 
@@ -254,19 +240,17 @@ def _last_words(status: bytes, text: bytes) -> bytes:
     )
 
 
-class RpcSite(server.Site):
+class RpcSite(http.HTTPFactory):
     """The HTTP server: at most `max_connections` connections, and bodies of at most `max_request_bytes` bytes."""
 
     protocol: Any = _BoundedChannel
-    displayTracebacks = False
     noisy = False
     stopping = False
     _log = Logger()
 
     def __init__(self, rpc: Rpc, reactor: Any, *, max_connections: int, max_request_bytes: int) -> None:
-        super().__init__(
-            _Root(RpcResource(rpc)), requestFactory=_BoundedRequest, timeout=REQUEST_SECONDS, reactor=reactor
-        )
+        super().__init__(timeout=REQUEST_SECONDS, reactor=reactor)
+        self.resource = RpcResource(rpc)
         self.max_request_bytes = max_request_bytes
         self._max_connections = max_connections
         self._channels: set[_BoundedChannel] = set()
@@ -281,7 +265,7 @@ class RpcSite(server.Site):
             self._full = True
             return _Refusal()
         self._full = False
-        channel = super().buildProtocol(addr)
+        channel: Any = super().buildProtocol(addr)
         self._channels.add(channel)
         return channel
 

@@ -12,7 +12,7 @@ import xmlrpc.client
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from vnctoken.safexml import DocumentError, parse
 
@@ -77,6 +77,9 @@ def read_answer(document: bytes) -> Value:
 
     Raises Fault if the peer answered with one, and DocumentError if this is no methodResponse.
     """
+    text = _text_of_success(document)
+    if text is not None:
+        return [True, text, 0]
     root = parse(document)
     if root.tag == "methodResponse":
         if values := _parameters(root):
@@ -117,6 +120,39 @@ def _written(value: Any) -> str:
             members = [f"<member><name>{name}</name>{_written(item)}</member>" for name, item in value.items()]
             return f"<value><struct>{''.join(members)}</struct></value>"
     raise TypeError(f"no answer of ours holds a {type(value).__name__}")
+
+
+# How oned lays out `[true, text, 0]`, byte for byte but for white space. The text is a document of its own with every
+# "<" escaped, and libxml2 spends 15 % of a whole call on those hundreds of entities; here they are replaced at once.
+_SUCCESS = re.compile(
+    rb'<\?xml version="1.0" encoding="UTF-8"\?>\s*<methodResponse>\s*<params>\s*<param>\s*<value>\s*<array>\s*<data>\s*'
+    rb"<value>\s*<boolean>1</boolean>\s*</value>\s*<value>\s*<string>([^<]*)</string>\s*</value>\s*"
+    rb"<value>\s*<i4>0</i4>\s*</value>\s*</data>\s*</array>\s*</value>\s*</param>\s*</params>\s*</methodResponse>\s*"
+)
+_ENTITIES = (b"&lt;", b"&gt;", b"&quot;", b"&apos;", b"&amp;")
+# What is not XML, or is changed by reading it as XML: control characters, and the carriage return.
+_NOT_VERBATIM = bytes({*range(32)} - {*b"\t\n"})
+
+
+def _text_of_success(document: bytes) -> str | None:
+    """Return the text of an answer that is laid out as oned does it; None leaves the answer to the XML parser."""
+    match = _SUCCESS.fullmatch(document)
+    if match is None:
+        return None
+    text = match[1]
+    if (
+        text.count(b"&") != sum(map(text.count, _ENTITIES))
+        or b"]]>" in text
+        or len(text.translate(None, _NOT_VERBATIM)) != len(text)
+    ):
+        return None
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        return None
+    if "\ufffe" in decoded or "\uffff" in decoded:
+        return None
+    return unescape(decoded, {"&quot;": '"', "&apos;": "'"})
 
 
 # iterchildren() rather than find() and its paths: this is most of the work on a call, and half as dear.
