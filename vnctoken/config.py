@@ -7,18 +7,18 @@ Two files are read: Sunstone's, of which a few keys are inherited, and ours over
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from vnctoken.errors import ConfigError
+from vnctoken.values import PARSERS, integer, log_system, shown
 from vnctoken.vm import LCM_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 DEFAULT_CONSOLE_STATES = (
     "RUNNING",
@@ -42,11 +42,6 @@ DEFAULT_CONSOLE_STATES = (
 
 INHERITED = frozenset({"one_xmlrpc", "one_xmlrpc_timeout", "debug_level", "log", "vnc_proxy_support_wss"})
 """The keys that count in sunstone-server.conf; its :host: and :port: are Sunstone's own."""
-
-# What Twisted looks up; it refuses underscores, though /etc/hosts may have them.
-_HOST_NAME = re.compile(r"(?!.{254})[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\.?")
-
-LOG_SYSTEMS = ("file", "syslog")
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ class Config:
     def to_yaml(self) -> str:
         """Return the configuration in the syntax of the file."""
         names = {number: name for name, number in LCM_STATES.items()}
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name in _PARSERS}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name in PARSERS}
         values["vnc_ports"] = f"{self.vnc_ports[0]}:{self.vnc_ports[-1]}"
         values["console_states"] = [names.get(state, state) for state in sorted(self.console_states)]
         values["log"] = {":system": self.log_system}
@@ -134,7 +129,7 @@ def from_mapping(ours: Source, sunstone: Source, at: Locations) -> tuple[Config,
     """
     inherited = {key: value for key, value in sunstone.values.items() if key in INHERITED}
     settings = _parsed(Source(sunstone.name, inherited)) | _parsed(ours)
-    warnings = [_unknown(key, ours.name) for key in ours.values if key not in _PARSERS and key != "log"]
+    warnings = [_unknown(key, ours.name) for key in ours.values if key not in PARSERS and key != "log"]
     return Config(**settings, var=at.var, log_folder=at.log), warnings
 
 
@@ -171,7 +166,7 @@ def _parsed(source: Source) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if "log" in source.values:
         settings |= _log(source)
-    for key, parse in _PARSERS.items():
+    for key, parse in PARSERS.items():
         if key in source.values:
             settings[key] = _checked(source.name, f":{key}:", source.values[key], parse)
     return settings
@@ -182,13 +177,13 @@ def _log(source: Source) -> dict[str, Any]:
     value = source.values["log"]
     if not isinstance(value, dict):
         expected = "':level:' and ':system:' below it are expected"
-        raise ConfigError(f"{source.name}: :log: is {_shown(value)}, but {expected}")
+        raise ConfigError(f"{source.name}: :log: is {shown(value)}, but {expected}")
     log = {str(key).strip(":"): item for key, item in value.items()}
     settings: dict[str, Any] = {}
     if "level" in log:
-        settings["debug_level"] = _checked(source.name, ":log: :level:", log["level"], _integer(0, 3))
+        settings["debug_level"] = _checked(source.name, ":log: :level:", log["level"], integer(0, 3))
     if "system" in log:
-        settings["log_system"] = _checked(source.name, ":log: :system:", log["system"], _log_system)
+        settings["log_system"] = _checked(source.name, ":log: :system:", log["system"], log_system)
     return settings
 
 
@@ -196,162 +191,9 @@ def _checked(file: str, key: str, value: Any, parse: Callable[[Any], Any]) -> An
     try:
         return parse(value)
     except ValueError as error:
-        raise ConfigError(f"{file}: {key} is {_shown(value)}, but {error} is expected") from None
-
-
-def _shown(value: Any) -> str:
-    """Quote a value for a message, without the password that a URL may hold."""
-    try:
-        return re.sub("//[^/@]*@", "//...@", repr(value))
-    except ValueError:
-        return "a number of thousands of digits"
+        raise ConfigError(f"{file}: {key} is {shown(value)}, but {error} is expected") from None
 
 
 def _unknown(key: str, file: str) -> str:
-    nearest = difflib.get_close_matches(key, _PARSERS, n=1, cutoff=0)[0]
+    nearest = difflib.get_close_matches(key, PARSERS, n=1, cutoff=0)[0]
     return f"{file}: :{key}: is not a key of this file and is ignored; the nearest one is :{nearest}:"
-
-
-def _text(expected: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if isinstance(value, str) and value and value.isprintable() and " " not in value:
-            return value
-        raise ValueError(expected)
-
-    return parse
-
-
-def _number_from(value: Any) -> Any:
-    """Return a number that was quoted as the number it is; longer ones fit no key."""
-    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value, re.ASCII) else value
-
-
-def _integer(low: int, high: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        number = _number_from(value)
-        if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
-            return number
-        raise ValueError(f"a whole number from {low} to {high}")
-
-    return parse
-
-
-def _seconds(value: Any) -> float:
-    number = _number_from(value)
-    if isinstance(number, int | float) and not isinstance(number, bool) and 0 < number <= 3600:  # noqa: PLR2004 (an hour)
-        return number
-    raise ValueError("a number of seconds above 0, at most 3600,")
-
-
-def _listening_host(value: Any) -> str:
-    host = _text("the IP address or name of this machine to listen at")(value)
-    if not (_HOST_NAME.fullmatch(host.lower()) or _is_ipv6(host)):
-        raise ValueError("the IP address or name of this machine to listen at")
-    return host
-
-
-def _url(value: Any) -> str:
-    expected = (
-        "a URL such as http://localhost:2633/RPC2, http or https, without user and query, its host an address or a name"
-        " of letters, digits and hyphens,"
-    )
-    text = _text(expected)(value)
-    try:
-        parts = urlsplit(text)
-        valid = (
-            text.isascii()
-            and parts.scheme in ("http", "https")
-            and (_HOST_NAME.fullmatch(parts.hostname or "") or _is_ipv6(parts.hostname or ""))
-            and "@" not in parts.netloc
-            and not parts.query
-            and not parts.fragment
-            and parts.port != 0
-        )
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ValueError(expected)
-    return text
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _certificates(value: Any) -> str | None:
-    return None if value is None else _text("the path of a file of CA certificates in PEM")(value)
-
-
-def _folder_name(value: Any) -> str:
-    expected = "the name of a folder of its own, relative to OpenNebula's var folder or absolute,"
-    # The proxy reads every file in the folder: it must never be one that other things are in.
-    if not isinstance(value, str) or not value.isprintable() or Path(value).name in ("", ".."):
-        raise ValueError(expected)
-    return value
-
-
-def _ports(value: Any) -> range:
-    expected = 'two TCP ports, the lower one first, such as "5900:65535",'
-    low, _, high = value.partition(":") if isinstance(value, str) else ("", "", "")
-    try:
-        port = _integer(1, 65535)
-        ports = range(port(low), port(high) + 1)
-    except ValueError:
-        raise ValueError(expected) from None
-    if not ports:
-        raise ValueError(expected)
-    return ports
-
-
-def _states(value: Any) -> frozenset[int]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise ValueError("a list of LCM states such as [RUNNING, UNKNOWN]")
-    return frozenset(_state(item) for item in value)
-
-
-def _state(value: Any) -> int:
-    if isinstance(value, str) and value.upper().strip(":") in LCM_STATES:
-        return LCM_STATES[value.upper().strip(":")]
-    try:
-        return _integer(0, 999)(value)
-    except ValueError:
-        shown = _shown(value)
-        nearest = difflib.get_close_matches(shown.upper(), LCM_STATES, n=1, cutoff=0)[0]
-        raise ValueError(f"a list of numbers or names of LCM states (nearest to {shown}: {nearest})") from None
-
-
-def _wss(value: Any) -> bool:
-    # YAML makes booleans of yes and no; Sunstone also knows "only".
-    known = {"yes": True, "only": True, "true": True, "no": False, "false": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip(":").lower() in known:
-        return known[value.strip(":").lower()]
-    raise ValueError("yes, no or only")
-
-
-def _log_system(value: Any) -> str:
-    if isinstance(value, str) and value.strip(":") in LOG_SYSTEMS:
-        return value.strip(":")
-    raise ValueError(" or ".join(LOG_SYSTEMS))
-
-
-_PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "host": _listening_host,
-    "port": _integer(0, 65535),
-    "one_xmlrpc": _url,
-    "one_xmlrpc_timeout": _seconds,
-    "one_xmlrpc_connections": _integer(1, 1000),
-    "one_xmlrpc_ca": _certificates,
-    "token_folder_name": _folder_name,
-    "vnc_ports": _ports,
-    "console_states": _states,
-    "vnc_proxy_support_wss": _wss,
-    "max_request_bytes": _integer(1024, 2**24),
-    "max_connections": _integer(1, 100_000),
-    "debug_level": _integer(0, 3),
-}

@@ -47,7 +47,7 @@ class TokenFolder:
         mode = stat.S_IMODE(self._path.stat().st_mode)
         if mode & stat.S_IRWXO:
             warning = (
-                f":token_folder_name: {self._path} has mode {mode:04o}, so that other users can look into it;"
+                f":token_folder_name: {self._path} has mode {mode:04o}: other users can look into it;"
                 f" expected 0700, as 'chmod 700 {self._path}' makes it"
             )
             return [warning]
