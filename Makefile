@@ -113,7 +113,7 @@ install:
 	settle etc/one/vnctoken-server.conf '$(CONF)' vnctoken-server.conf 0640; \
 	settle logrotate/vnctoken '$(LOGROTATE)' logrotate 0644; \
 	if [ "$$(id -u)" = 0 ] && getent group oneadmin >/dev/null; then chgrp oneadmin '$(DESTDIR)$(CONF)'*; fi; \
-	case $$(readlink -f '$(DESTDIR)$(VENVDIR)/bin/python') in /root/*|/home/*) \
+	case $$(readlink -f '$(DESTDIR)$(VENVDIR)/bin/python') in "$$HOME"/*|/home/*) \
 	    echo 'The service cannot run a Python in a home directory: make install PYTHON=/usr/bin/python3' >&2;; \
 	esac
 	@$(if $(DESTDIR),:,if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi)
