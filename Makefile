@@ -75,12 +75,12 @@ install:
 	cp -R setup.cfg pyproject.toml README.md LICENSE vnctoken twisted "$$tree"; \
 	'$(GROWING)/bin/python' -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
 	    $(PIP_ARGS) "$$tree[tls]"
-	'$(GROWING)/bin/python' -m pip uninstall --quiet --disable-pip-version-check --yes pip
+	'$(GROWING)/bin/python' -B -m pip uninstall --quiet --disable-pip-version-check --yes pip
 # As it will be at its place: the paths of that place, and byte code made now, as the service cannot write there.
 # Byte code goes by hash, so that no time stamp has to survive the move.
 	find '$(GROWING)' -name __pycache__ -type d -prune -exec rm -rf {} +
 	grep -rlIZF -- '$(GROWING)' '$(GROWING)' | xargs -0r sed -i 's|$(GROWING)|$(VENVDIR)|g'
-	'$(GROWING)/bin/python' -W ignore -m compileall -q --invalidation-mode checked-hash -s '$(GROWING)' -p '$(VENVDIR)' '$(GROWING)/lib'
+	'$(GROWING)/bin/python' -B -W ignore -m compileall -q -f --invalidation-mode checked-hash -s '$(GROWING)' -p '$(VENVDIR)' '$(GROWING)/lib'
 	chmod -R u=rwX,go=rX '$(GROWING)'
 	rm -rf '$(DESTDIR)$(VENVDIR)'
 	mv '$(GROWING)' '$(DESTDIR)$(VENVDIR)'
