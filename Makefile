@@ -13,7 +13,7 @@ BIN      = $(VENV)/bin
 .PHONY: demo test lint programs install uninstall clean
 
 demo: $(VENV)/.core
-	$(BIN)/python -m vnctoken.sandbox.demo $(if $(ONCE),--once)
+	@$(BIN)/python -m vnctoken.sandbox.demo $(if $(ONCE),--once)
 
 test: $(VENV)/.test programs
 	$(BIN)/coverage erase
@@ -31,21 +31,22 @@ programs:
 	tests/system-programs
 
 $(VENV)/.venv:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; try make PYTHON=python3.12") if sys.version_info < (3, 10) else None'
-	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; try make PYTHON=python3.12") if sys.version_info < (3, 10) else None'
+	@echo 'Making a virtual environment in $(VENV), once'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
 
 $(VENV)/.core: $(VENV)/.venv setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable .
-	touch $@
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable .
+	@touch $@
 
 $(VENV)/.test: $(VENV)/.venv setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
-	touch $@ $(VENV)/.core
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
+	@touch $@ $(VENV)/.core
 
 $(VENV)/.lint: $(VENV)/.venv setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
-	touch $@ $(VENV)/.core $(VENV)/.test
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@ $(VENV)/.core $(VENV)/.test
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
