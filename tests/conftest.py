@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +30,30 @@ def program(name):
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+def free_port():
+    """Return a port that is free on both loopback addresses.
+
+    It is below those that the kernel hands out by itself, so nobody gets it by chance before it is used.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as ipv4:
+            ipv4.bind(("127.0.0.1", port))
+            if ipv6_loopback():
+                with socket.socket(socket.AF_INET6) as ipv6:
+                    ipv6.bind(("::1", port))
+            return port
+
+
+def ipv6_loopback():
+    """Return whether this machine has ::1."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 @dataclass

@@ -14,7 +14,7 @@ import xmlrpc.client
 
 import pytest
 import yaml
-from conftest import ROOT, START_SECONDS, running, vnctoken_server
+from conftest import ROOT, START_SECONDS, free_port, running, vnctoken_server
 
 from vnctoken import __version__
 from vnctoken.config import Config
@@ -304,9 +304,8 @@ def test_a_call_is_one_line_in_the_log_without_any_secret(service):
 
 
 def test_trouble_with_oned_is_in_both_logs(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        oned_url = f"http://127.0.0.1:{nobody.getsockname()[1]}/RPC2"
-    with vnctoken_server(tmp_path / "one", oned_url) as service, xmlrpc.client.ServerProxy(service.url) as portal:
+    nobody = f"http://127.0.0.1:{free_port()}/RPC2"
+    with vnctoken_server(tmp_path / "one", nobody) as service, xmlrpc.client.ServerProxy(service.url) as portal:
         assert portal.one.vm.vnctoken("alice:secret", 1)[2] == 0x2000
         (line,) = (service.one_location / "var" / "vnctoken.error").read_text().splitlines()
         assert re.search(r" ERROR    127\.0\.0\.1 one\.vm\.vnctoken vm=1 .* code=0x2000 reason=oned refuses", line)
@@ -432,11 +431,6 @@ def twist(one, *options):
     command = (sys.executable, "-m", "twisted", "--log-format=text", "vnctoken", *options)
     with running(*command, env=environment(one), cwd=ROOT) as process:
         yield process
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
 
 
 def test_twist_runs_the_same_service(one, cloud):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, START_SECONDS, program, running, vnctoken_server
+from conftest import ROOT, START_SECONDS, free_port, ipv6_loopback, program, running, vnctoken_server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,21 +33,6 @@ def replaced(text, pairs):
         assert old in text, f"the shipped file no longer says {old!r}"
         text = text.replace(old, new)
     return text
-
-
-def free_port():
-    """Return a port that is free on both loopback addresses."""
-    while True:
-        with socket.socket() as ipv4, socket.socket(socket.AF_INET6) as ipv6:
-            ipv4.bind(("127.0.0.1", 0))
-            port = ipv4.getsockname()[1]
-            try:
-                ipv6.bind(("::1", port))
-            except OSError as error:
-                if isinstance(error, PermissionError) or "assign" in str(error):
-                    pytest.skip("there is no IPv6 loopback address here")
-                continue
-            return port
 
 
 def until(condition, seconds=START_SECONDS):
@@ -179,6 +164,8 @@ def write_configuration(nginx, vnctoken_upstream, oned_upstream, names=("vnctoke
 def nginx_front(folder, vnctoken_upstream, oned_upstream):
     """Run nginx with both shipped files for the time of a block."""
     binary = program("nginx")
+    if not ipv6_loopback():
+        pytest.skip("there is no IPv6 loopback address here")
     nginx = Nginx(folder, free_port(), free_port())
     make_certificate(folder)
     main = write_configuration(nginx, vnctoken_upstream, oned_upstream)

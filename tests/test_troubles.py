@@ -16,7 +16,7 @@ import xmlrpc.client
 from pathlib import Path
 
 import pytest
-from conftest import START_SECONDS, running, vnctoken_server
+from conftest import START_SECONDS, free_port, running, vnctoken_server
 
 from vnctoken.sandbox.behaviour import UGLY_GUESTS
 from vnctoken.tokens import fingerprint
@@ -154,11 +154,6 @@ def sandbox_at(port, *options):
     return running(
         sys.executable, "-m", "vnctoken.sandbox", "--listen", f"127.0.0.1:{port}", *options, ready="listens on"
     )
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def test_an_oned_that_comes_and_goes_is_asked_again_once_it_is_there(tmp_path):

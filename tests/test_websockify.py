@@ -14,8 +14,8 @@ import xmlrpc.client
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
-from conftest import START_SECONDS, running, vnctoken_server
-from test_shipped_nginx import free_port, until, wait_for_port
+from conftest import START_SECONDS, free_port, running, vnctoken_server
+from test_shipped_nginx import until, wait_for_port
 
 READER = """
 import json, logging, os, sys, threading
