@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from vnctoken.sandbox.cloud import ALICE, BOB, Guest, Stay, demo_cloud
-from vnctoken.sandbox.rendering import guest_xml, user_xml
+from vnctoken.sandbox.rendering import guest_xml, pool_xml, user_xml
 
 CLOUD = demo_cloud()
 
@@ -39,6 +39,29 @@ def test_template_values_are_cdata_and_states_and_hosts_are_not():
     assert "<PASSWD><![CDATA[a<&>b'c]]></PASSWD>" in xml
     assert "<STATE>3</STATE>" in xml
     assert "<HOSTNAME>dummy-host-1</HOSTNAME>" in xml
+
+
+def test_a_pool_has_its_vms_in_short_newest_first_and_hosts_are_cdata():
+    # As a real oned 6.10.0 has answered, but for the moments.
+    migrated, pending = CLOUD.guest(20), CLOUD.guest(6)
+    assert pool_xml([pending, migrated]) == (
+        "<VM_POOL>"
+        "<VM><ID>20</ID><UID>2</UID><GID>1</GID><UNAME>alice</UNAME><GNAME>users</GNAME><NAME>vnc-migrated</NAME>"
+        "<LAST_POLL>1790000000</LAST_POLL><STATE>3</STATE><LCM_STATE>3</LCM_STATE><RESCHED>0</RESCHED>"
+        "<STIME>1790000000</STIME><ETIME>0</ETIME><DEPLOY_ID>dummy-host-1:vnc-migrated:dummy</DEPLOY_ID>"
+        "<TEMPLATE><CPU>0.1</CPU><MEMORY>64</MEMORY><VCPU></VCPU><GRAPHICS><LISTEN><![CDATA[0.0.0.0]]></LISTEN>"
+        "<PORT><![CDATA[5920]]></PORT><TYPE><![CDATA[VNC]]></TYPE></GRAPHICS></TEMPLATE><MONITORING/><USER_TEMPLATE/>"
+        "<HISTORY_RECORDS><HISTORY><OID>20</OID><SEQ>1</SEQ><HOSTNAME><![CDATA[dummy-host-2.example.org]]></HOSTNAME>"
+        "<HID>1</HID><CID>0</CID><DS_ID>100</DS_ID><VM_MAD><![CDATA[dummy]]></VM_MAD><TM_MAD><![CDATA[dummy]]></TM_MAD>"
+        "<ACTION><![CDATA[0]]></ACTION></HISTORY></HISTORY_RECORDS></VM>"
+        "<VM><ID>6</ID><UID>2</UID><GID>1</GID><UNAME>alice</UNAME><GNAME>users</GNAME><NAME>vnc-pending</NAME>"
+        "<LAST_POLL>1790000000</LAST_POLL><STATE>1</STATE><LCM_STATE>0</LCM_STATE><RESCHED>0</RESCHED>"
+        "<STIME>1790000000</STIME><ETIME>0</ETIME><DEPLOY_ID></DEPLOY_ID>"
+        "<TEMPLATE><CPU>0.1</CPU><MEMORY>64</MEMORY><VCPU></VCPU><GRAPHICS><LISTEN><![CDATA[0.0.0.0]]></LISTEN>"
+        "<TYPE><![CDATA[VNC]]></TYPE></GRAPHICS></TEMPLATE><MONITORING/><USER_TEMPLATE/><HISTORY_RECORDS/></VM>"
+        "</VM_POOL>"
+    )
+    assert pool_xml([]) == "<VM_POOL></VM_POOL>"
 
 
 def test_template_attributes_are_sorted_by_name():

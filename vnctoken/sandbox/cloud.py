@@ -100,6 +100,10 @@ class Cloud:
         """Return the VMs that count for the user's quota: those he owns, without the DONE ones."""
         return [guest for guest in self._guests.values() if guest.owner == user and guest.state != DONE]
 
+    def guests_for(self, user: User) -> list[Guest]:
+        """Return the VMs that the user may see, the DONE ones included."""
+        return [guest for guest in self._guests.values() if self.may_use(user, guest)]
+
     def who_is(self, session: str) -> User | None:
         """Return the user that this session string belongs to; None if oned would not authenticate it."""
         name, colon, password = session.partition(":")
@@ -155,7 +159,7 @@ _SPACE = _at("dummy-host-1 127.0.0.1")
 _NEWLINE = _at("dummy-host-1\nforged: 127.0.0.1")
 _IS_VCENTER, _ON_ESX = {"HYPERVISOR": "vcenter"}, {"VCENTER_ESX_HOST": "esx7.example.org"}
 
-# Ids that a recording of a real oned has too mean here what they mean there: 0 1 3 4 6 7 9 18 20.
+# Ids 0 1 3 4 6 7 9 18 20 mean here what they mean in the cloud with a real oned that the answers were learned from.
 _GUESTS = (
     # Consoles that work.
     Guest(0, "vnc-plain", ALICE, _vnc(5900)),

@@ -1,4 +1,4 @@
-"""A stand-in for OpenNebula's core daemon: three of its methods, for clients that must not notice.
+"""A stand-in for OpenNebula's core daemon: four of its methods, for clients that must not notice.
 
 It answers as oned 6.10.0 does, down to spelling, line ends and the order in which things are checked.
 """
@@ -14,7 +14,8 @@ from vnctoken.errors import ErrorCode
 from vnctoken.sandbox.abyss import Abyss
 from vnctoken.sandbox.behaviour import Behaviour, spoil_answer
 from vnctoken.sandbox.calls import NO_SUCH_METHOD_ERROR, Answer, FaultError, decode_call
-from vnctoken.sandbox.rendering import guest_xml, user_xml
+from vnctoken.sandbox.cloud import DONE
+from vnctoken.sandbox.rendering import guest_xml, pool_xml, user_xml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,10 @@ VERSION = "6.10.0"
 
 _VM_INFO = "one.vm.info"
 
+# Arguments of one.vmpool.info: whose VMs (or a user's, by his id), and in which state (or a state).
+_OWN_AND_GROUP, _ALL, _OWN = -1, -2, -3
+_NOT_DONE, _ANY_STATE = -1, -2
+
 
 class Oned:
     """The methods, over one cloud; no network."""
@@ -38,6 +43,7 @@ class Oned:
         self._cloud = cloud
         self._methods = {
             _VM_INFO: self._vm_info,
+            "one.vmpool.info": self._vm_pool_info,
             "one.user.info": self._user_info,
             "one.system.version": self._version,
         }
@@ -65,6 +71,22 @@ class Oned:
         if guest_id not in self._guest_answers:
             self._guest_answers[guest_id] = Answer(success=True, text=guest_xml(guest))
         return self._guest_answers[guest_id]
+
+    def _vm_pool_info(self, call: Call, user: User) -> Answer:
+        whose, first, last, state = (call.integer(number) for number in range(1, 5))
+        owner_id = user.id if whose in (_OWN, _OWN_AND_GROUP) else whose
+        guests = [
+            guest
+            for guest in self._cloud.guests_for(user)
+            if (
+                whose == _ALL
+                or guest.owner.id == owner_id
+                or (whose == _OWN_AND_GROUP and guest.owner.group == user.group)
+            )
+            and first <= guest.id <= (last if last >= 0 else guest.id)
+            and (state in (_ANY_STATE, guest.state) or (state == _NOT_DONE and guest.state != DONE))
+        ]
+        return Answer(success=True, text=pool_xml(guests))
 
     def _user_info(self, call: Call, user: User) -> Answer:
         asked_id = _object_id(call)

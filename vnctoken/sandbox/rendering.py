@@ -1,4 +1,4 @@
-"""The XML documents that oned keeps inside its answers: ``<VM>`` and ``<USER>``.
+"""The XML documents that oned keeps inside its answers: ``<VM>``, ``<VM_POOL>`` and ``<USER>``.
 
 Element order, CDATA or not, and which elements are empty or missing, are as oned 6.10 writes them.
 """
@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 from vnctoken.sandbox.cloud import ACTIVE, DONE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from vnctoken.sandbox.cloud import Guest, Stay, User
 
@@ -62,19 +62,9 @@ def _attributes(values: Mapping[str, str | Mapping[str, str]]) -> str:
 
 def guest_xml(guest: Guest) -> str:
     """Return the ``<VM>`` document of a VM."""
-    first_host = guest.stays[0].host if guest.stays else None
     return _element(
         "VM",
-        _plain(
-            {
-                "ID": guest.id,
-                "UID": guest.owner.id,
-                "GID": guest.owner.group.id,
-                "UNAME": guest.owner.name,
-                "GNAME": guest.owner.group.name,
-                "NAME": guest.name,
-            }
-        )
+        _who_and_what(guest)
         + _element("PERMISSIONS", _permissions(guest.mode))
         + _plain(
             {
@@ -84,11 +74,9 @@ def guest_xml(guest: Guest) -> str:
                 "PREV_STATE": guest.state,
                 "PREV_LCM_STATE": guest.lcm_state,
                 "RESCHED": 0,
-                "STIME": _THEN,
-                "ETIME": _THEN if guest.state == DONE else 0,
-                "DEPLOY_ID": f"{first_host}:{guest.name}:dummy" if first_host else "",
             }
         )
+        + _times(guest)
         + _element("MONITORING", _attributes({**_MONITORING, "ID": str(guest.id), **guest.monitoring}))
         + "<SCHED_ACTIONS></SCHED_ACTIONS>"
         + _element("TEMPLATE", _template(guest))
@@ -96,6 +84,69 @@ def guest_xml(guest: Guest) -> str:
         + _history(guest)
         + "<BACKUPS><BACKUP_CONFIG/><BACKUP_IDS></BACKUP_IDS></BACKUPS>",
     )
+
+
+def _who_and_what(guest: Guest) -> str:
+    return _plain(
+        {
+            "ID": guest.id,
+            "UID": guest.owner.id,
+            "GID": guest.owner.group.id,
+            "UNAME": guest.owner.name,
+            "GNAME": guest.owner.group.name,
+            "NAME": guest.name,
+        }
+    )
+
+
+def _times(guest: Guest) -> str:
+    first_host = guest.stays[0].host if guest.stays else None
+    return _plain(
+        {
+            "STIME": _THEN,
+            "ETIME": _THEN if guest.state == DONE else 0,
+            "DEPLOY_ID": f"{first_host}:{guest.name}:dummy" if first_host else "",
+        }
+    )
+
+
+def pool_xml(guests: Iterable[Guest]) -> str:
+    """Return the ``<VM_POOL>`` document of VMs, in the short form that pools have them in, newest first."""
+    newest_first = sorted(guests, key=lambda guest: guest.id, reverse=True)
+    return _element("VM_POOL", "".join(_in_short(guest) for guest in newest_first))
+
+
+def _in_short(guest: Guest) -> str:
+    graphics = "" if guest.graphics is None else _attributes({"GRAPHICS": guest.graphics})
+    return _element(
+        "VM",
+        _who_and_what(guest)
+        + _plain({"LAST_POLL": _THEN, "STATE": guest.state, "LCM_STATE": guest.lcm_state, "RESCHED": 0})
+        + _times(guest)
+        + _element("TEMPLATE", _plain({"CPU": _CPU, "MEMORY": _MEMORY, "VCPU": ""}) + graphics)
+        + "<MONITORING/>"
+        + (
+            "<USER_TEMPLATE/>"
+            if not guest.user_template
+            else _element("USER_TEMPLATE", _attributes(guest.user_template))
+        )
+        + _last_stay_in_short(guest),
+    )
+
+
+def _last_stay_in_short(guest: Guest) -> str:
+    if not guest.stays:
+        return "<HISTORY_RECORDS/>"
+    stay = guest.stays[-1]
+    record = (
+        _plain({"OID": guest.id, "SEQ": len(guest.stays) - 1})
+        + _attributes({"HOSTNAME": stay.host})
+        + _plain({"HID": stay.host_id, "CID": 0, "DS_ID": 100})
+        + _attributes({"VM_MAD": "dummy"})
+        + _attributes({"TM_MAD": "dummy"})
+        + _attributes({"ACTION": str(stay.action)})
+    )
+    return _element("HISTORY_RECORDS", _element("HISTORY", record))
 
 
 def _permissions(mode: int) -> str:
