@@ -221,6 +221,8 @@ def test_a_wrong_log_is_refused(log, message):
         ("vnc_proxy_support_wss", "True", True),
         ("vnc_proxy_support_wss", "NO", False),
         ("vnc_proxy_support_wss", "false", False),
+        ("console_url", None, None),
+        ("console_url", "http://a/#{token}", "http://a/#{token}"),
         ("max_request_bytes", 1024, 1024),
         ("max_request_bytes", 2**24, 2**24),
         ("max_connections", 100_000, 100_000),
@@ -295,6 +297,10 @@ WRONG = [
     *[("console_states", value, STATES) for value in ([], None, "RUNNING", 3, {"RUNNING": 1})],
     *[("console_states", [value], "a list of numbers or names of LCM states") for value in (-1, 1000, True, None, [3])],
     *[("vnc_proxy_support_wss", value, "yes, no or only") for value in ("maybe", "", 1, 0, None, [])],
+    *[("console_url", value, "a URL, or nothing,") for value in ("", "a b", 7, True, ["https://a/#{path}"])],
+    *[("console_url", value, "a URL with {path} or {token} in it") for value in ("https://a", "https://a/#{host}")],
+    ("console_url", "https://a/#{path}{password}", "a URL with no other braces than {id}, {host}"),
+    ("console_url", "a/#{path}", "an http or https URL such as"),
     *[("max_request_bytes", value, "a whole number from 1024 to 16777216") for value in (0, 1023, 2**24 + 1, "64k")],
     *[("max_connections", value, "a whole number from 1 to 100000") for value in (0, 100_001)],
     *[("debug_level", value, "a whole number from 0 to 3") for value in (-1, 4, "INFO", True)],
@@ -482,6 +488,13 @@ def test_the_shipped_file_documents_every_key_with_its_default(tmp_path):
     assert load({}, str(uncommented)) == (Config(), [])
 
 
+def test_a_console_url_that_lets_web_servers_log_the_token_is_warned_about():
+    config, (warning,) = configured(console_url="https://a/console?path={path}")
+    assert config.console_url == "https://a/console?path={path}"
+    assert warning.startswith("ours.conf: :console_url: has the token before a '#'")
+    assert configured(console_url="https://a/console#path={path}")[1] == []
+
+
 # Writing it down again
 
 
@@ -499,6 +512,7 @@ def test_the_effective_configuration_can_be_used_as_a_file(tmp_path):
         vnc_ports=range(1, 60),
         console_states=frozenset({3, 999}),
         vnc_proxy_support_wss=True,
+        console_url="https://cloud.example.org/console.html#host={host}&path={path}",
         debug_level=0,
         log_system="syslog",
     )

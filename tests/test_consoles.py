@@ -51,10 +51,10 @@ class MemoryTokens:
         self.kept.append((vm_id, token, host, port))
 
 
-def opening(answer, *, tokens=None, ports=range(5900, 65536), states=CONSOLE_STATES, wss=False):
+def opening(answer, *, tokens=None, ports=range(5900, 65536), states=CONSOLE_STATES, wss=False, link=None):  # noqa: PLR0913
     """Return the Deferred of VM 7's console."""
     consoles = Consoles(
-        MemoryOned(answer), MemoryTokens() if tokens is None else tokens, states=states, ports=ports, wss=wss
+        MemoryOned(answer), MemoryTokens() if tokens is None else tokens, states=states, ports=ports, wss=wss, link=link
     )
     return Deferred.fromCoroutine(consoles.open("alice:secret", 7))
 
@@ -99,8 +99,15 @@ def test_viewers_are_told_whether_the_proxy_speaks_tls():
     assert [opened(wss=wss).wss for wss in (True, False)] == [True, False]
 
 
+def test_the_consoles_link_has_its_token_and_never_its_password():
+    console = opened(link="https://a/#{id}&{host}&{port}&{path}")
+    assert console.url == f"https://a/#7&dummy-host-1&5900&websockify%3Ftoken%3D{console.token}"
+    assert "s3cr3tpw" not in console.url
+    assert opened().url is None
+
+
 def test_secrets_are_not_shown_by_accident():
-    console = opened()
+    console = opened(link="https://a/#{token}")
     assert "s3cr3tpw" not in repr(console)
     assert console.token not in repr(console)
 

@@ -166,6 +166,15 @@ def test_vnctoken_answers_a_struct_for_both_generations_of_clients(wss):
     assert consoles.asked == [(SESSION, 7)]
 
 
+def test_with_a_console_url_the_struct_and_the_xml_carry_the_link():
+    link = "https://a/#host=h&path=websockify%3Ftoken%3Dx"
+    answered = call("one.vm.vnctoken", SESSION, 7, consoles=MemoryConsoles(url=link))[1]
+    assert (answered["Url"], answered["url"]) == (link, link)
+    document = call("one.vm.vnc", SESSION, 7, consoles=MemoryConsoles(url=link))[1]
+    assert etree.fromstring(document)[-1].tag == "URL"
+    assert etree.fromstring(document).findtext("URL") == link
+
+
 def test_vnctokenonly_answers_the_token():
     consoles = MemoryConsoles()
     assert call("one.vm.vnctokenonly", SESSION, 7, consoles=consoles) == [True, consoles.tokens[0], 0]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vnctoken.errors import ConfigError
+from vnctoken.links import token_gets_logged
 from vnctoken.values import PARSERS, integer, log_system, shown
 from vnctoken.vm import LCM_STATES
 
@@ -61,6 +62,7 @@ class Config:
     vnc_ports: range = range(5900, 65536)
     console_states: frozenset[int] = frozenset(LCM_STATES[name] for name in DEFAULT_CONSOLE_STATES)
     vnc_proxy_support_wss: bool = False
+    console_url: str | None = None
     max_request_bytes: int = 65_536
     max_connections: int = 512
     debug_level: int = 2
@@ -130,7 +132,13 @@ def from_mapping(ours: Source, sunstone: Source, at: Locations) -> tuple[Config,
     inherited = {key: value for key, value in sunstone.values.items() if key in INHERITED}
     settings = _parsed(Source(sunstone.name, inherited)) | _parsed(ours)
     warnings = [_unknown(key, ours.name) for key in ours.values if key not in PARSERS and key != "log"]
-    return Config(**settings, var=at.var, log_folder=at.log), warnings
+    config = Config(**settings, var=at.var, log_folder=at.log)
+    if config.console_url is not None and token_gets_logged(config.console_url):
+        warnings.append(
+            f"{ours.name}: :console_url: has the token before a '#', so it gets into the logs of web servers; put"
+            " {path} or {token} behind one"
+        )
+    return config, warnings
 
 
 def _read(named: str | None, usual: Path) -> Source:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vnctoken.errors import ActionError, NoExistsError
+from vnctoken.links import console_link
 from vnctoken.tokens import new_token
 from vnctoken.vm import ACTIVE
 
@@ -35,21 +36,32 @@ class Console:
     password: str = field(repr=False)
     wss: bool
     token: str = field(repr=False)
+    url: str | None = field(default=None, repr=False)
 
 
 class Consoles:
     """Opens consoles.
 
     `states` are the LCM states in which a VM has one, `ports` the TCP ports that may be opened, and `wss` is passed on
-    to viewers: whether the websocket proxy speaks TLS.
+    to viewers: whether the websocket proxy speaks TLS. `link` is the template of the console's URL, if there is one.
     """
 
-    def __init__(self, oned: Oned, tokens: TokenFolder, *, states: Container[int], ports: range, wss: bool) -> None:
+    def __init__(  # noqa: PLR0913 (what it works with, and each rule by its name)
+        self,
+        oned: Oned,
+        tokens: TokenFolder,
+        *,
+        states: Container[int],
+        ports: range,
+        wss: bool,
+        link: str | None = None,
+    ) -> None:
         self._oned = oned
         self._tokens = tokens
         self._states = states
         self._ports = ports
         self._wss = wss
+        self._link = link
 
     async def open(self, session: str, vm_id: int) -> Console:
         """Return a console of the VM, with a token that the websocket proxy accepts from now on.
@@ -65,7 +77,8 @@ class Consoles:
         host, port = _checked_host(vm), self._checked_port(vm)
         token = new_token()
         self._tokens.put(vm_id, token, host, port)
-        return Console(vm_id, host, vm.graphics_type, port, vm.listen, vm.password, self._wss, token)
+        url = self._link and console_link(self._link, vm_id=vm_id, host=host, port=port, token=token)
+        return Console(vm_id, host, vm.graphics_type, port, vm.listen, vm.password, self._wss, token, url)
 
     def _checked_port(self, vm: VirtualMachine) -> int:
         # Whoever owns a VM writes any PORT into its template: without this rule port 22 opens the hypervisor's ssh.

@@ -29,7 +29,10 @@ class ConsoleMethod(Method):
 
 
 def as_struct(console: Console) -> dict[str, Any]:
-    """Return a console under its documented and its deployed names, for both generations of clients."""
+    """Return a console under its documented and its deployed names, for both generations of clients.
+
+    Url is there if the service has a `:console_url:`.
+    """
     documented = {
         "VmId": console.vm_id,
         "Host": console.host,
@@ -40,14 +43,16 @@ def as_struct(console: Console) -> dict[str, Any]:
         "Wss": console.wss,
         "Token": console.token,
     }
+    if console.url is not None:
+        documented["Url"] = console.url
     deployed = {"id" if name == "VmId" else name.lower(): value for name, value in documented.items()}
     return documented | deployed
 
 
 def as_xml(console: Console) -> str:
-    """Return a console as a VM element."""
+    """Return a console as a VM element; URL is there if the service has a `:console_url:`."""
     root = etree.Element("VM")
-    for name, text in (
+    values = [
         ("ID", str(console.vm_id)),
         ("VMID", str(console.vm_id)),
         ("HOST", console.host),
@@ -57,7 +62,10 @@ def as_xml(console: Console) -> str:
         ("PASSWORD", console.password),
         ("WSS", "true" if console.wss else "false"),
         ("TOKEN", console.token),
-    ):
+    ]
+    if console.url is not None:
+        values.append(("URL", console.url))
+    for name, text in values:
         etree.SubElement(root, name).text = text
     return etree.tostring(root, encoding="unicode")
 
@@ -75,8 +83,8 @@ CONSOLE_METHODS: Mapping[str, ConsoleMethod] = {
         _TYPES,
         "Open the console of a VM. "
         + _ARGUMENTS.format(
-            "a struct with VmId, Host, Type, Port, Listen, Password, Wss and Token"
-            " (again as id, host, type, port, listen, password, wss and token)"
+            "a struct with VmId, Host, Type, Port, Listen, Password, Wss and Token, and Url if :console_url: is set"
+            " (again as id, host, type, port, listen, password, wss, token and url)"
         ),
         as_struct,
     ),

@@ -78,7 +78,12 @@ def make_service(config: Config, reactor: Any) -> ConsoleService:
         connections=config.one_xmlrpc_connections,
     )
     consoles = Consoles(
-        oned, tokens, states=config.console_states, ports=config.vnc_ports, wss=config.vnc_proxy_support_wss
+        oned,
+        tokens,
+        states=config.console_states,
+        ports=config.vnc_ports,
+        wss=config.vnc_proxy_support_wss,
+        link=config.console_url,
     )
     site = RpcSite(
         Rpc(consoles, reactor),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from vnctoken.links import checked_template
 from vnctoken.vm import LCM_STATES
 
 # What Twisted looks up; it refuses underscores, though /etc/hosts may have them.
@@ -153,6 +154,10 @@ def _wss(value: Any) -> bool:
     raise ValueError("yes, no or only")
 
 
+def _console_url(value: Any) -> str | None:
+    return None if value is None else checked_template(_text("a URL, or nothing,")(value))
+
+
 def log_system(value: Any) -> str:
     """Read where `:log:` wants the log to go."""
     if isinstance(value, str) and value.strip(":") in LOG_SYSTEMS:
@@ -171,6 +176,7 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "vnc_ports": _ports,
     "console_states": _states,
     "vnc_proxy_support_wss": _wss,
+    "console_url": _console_url,
     "max_request_bytes": integer(1024, 2**24),
     "max_connections": integer(1, 100_000),
     "debug_level": integer(0, 3),
