@@ -1,4 +1,4 @@
-"""``python -m vnctoken.sandbox``: run the sandbox's oned in the foreground."""
+"""``python -m vnctoken.sandbox``: run the sandbox's oned in the foreground, if asked to with screens for its VMs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,11 @@ from twisted.internet.task import react
 
 from vnctoken.sandbox.behaviour import UGLY_GUESTS, Behaviour
 from vnctoken.sandbox.cloud import demo_cloud
-from vnctoken.sandbox.listening import listen
+from vnctoken.sandbox.listening import address, listen
 from vnctoken.sandbox.oned import OnedFactory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not (host and colon and port.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -33,7 +26,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--listen",
-        type=_address,
+        type=address,
         default="127.0.0.1:2633",
         metavar="HOST:PORT",
         help="where to listen; port 0 takes a free one (default %(default)s)",
@@ -45,15 +38,35 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="leave further connections unaccepted, as oned does with MAX_CONN = 15 (default: no limit)",
     )
+    parser.add_argument(
+        "--screens", action="store_true", help="run a VNC screen on this machine for every VM that can have one"
+    )
+    parser.add_argument(
+        "--vnc",
+        type=address,
+        metavar="HOST:PORT",
+        help="like --screens, but that of VM 0 is a VNC server that is there already",
+    )
     return parser.parse_args(arguments)
+
+
+def _factory(reactor: Any, options: argparse.Namespace) -> OnedFactory:
+    behaviour = Behaviour(delay=options.delay)
+    if not (options.screens or options.vnc):
+        return OnedFactory(demo_cloud(), reactor, behaviour, UGLY_GUESTS)
+    try:
+        # Not everybody who wants an oned has Pillow and cryptography.
+        from vnctoken.sandbox.screens import start_screens  # noqa: PLC0415
+    except ImportError as error:
+        sys.exit(f"Screens need what is missing here: {error}. Install it with: pip install 'vnctoken[demo]'")
+    return OnedFactory(start_screens(reactor, {0: options.vnc} if options.vnc else {}), reactor, behaviour)
 
 
 def main(reactor: Any, *arguments: str) -> Deferred[None]:
     """Run until the process is told to end; exit with a message if the address cannot be had."""
     options = _arguments(arguments)
-    factory = OnedFactory(demo_cloud(), reactor, Behaviour(delay=options.delay), UGLY_GUESTS)
     try:
-        url = listen(reactor, options.listen, factory, options.max_connections)
+        url = listen(reactor, options.listen, _factory(reactor, options), options.max_connections)
     except (OSError, CannotListenError) as error:
         sys.exit(f"The sandbox cannot listen: {error}")
     # Not before the reactor handles signals: whoever waits for this line may end us at once.

@@ -7,18 +7,24 @@ and everybody in group 0 may do all; anyone else needs one of the USE bits that 
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vnctoken.sandbox.behaviour import UGLY_GUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 PENDING, ACTIVE, SUSPENDED, DONE, POWEROFF = 1, 3, 5, 6, 8
 """The STATEs met in the sandbox, as OpenNebula numbers them; an LCM_STATE means something in ACTIVE only."""
 
+VNC_PORTS = range(5900, 65536)
+"""Where a VM's screen may be."""
+
+_RUNNING = 3  # The LCM_STATEs before it are those of a VM that is still to be started.
 _ADMINISTRATORS = 0
+_VCENTER_HOST = "VCENTER_ESX_HOST"
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,38 @@ class Guest:
     user_template: Mapping[str, str] = field(default_factory=dict)
     monitoring: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def has_screen(self) -> bool:
+        """Whether a hypervisor runs it, with a VNC screen, at a host and port that a viewer could connect to."""
+        graphics = self.graphics or {}
+        port = graphics.get("PORT", "")
+        return bool(
+            self.state == ACTIVE
+            and self.lcm_state >= _RUNNING
+            and graphics.get("TYPE", "").strip().upper() == "VNC"
+            and re.fullmatch("[0-9]{4,5}", port)
+            and int(port) in VNC_PORTS
+            and re.fullmatch("[A-Za-z0-9.:-]+", self._host)
+        )
+
+    @property
+    def _host(self) -> str:
+        if self._is_at_vcenter:
+            return self.monitoring.get(_VCENTER_HOST, "")
+        return self.stays[-1].host if self.stays else ""
+
+    @property
+    def _is_at_vcenter(self) -> bool:
+        return self.user_template.get("HYPERVISOR") == "vcenter"
+
+    def with_screen_at(self, host: str, port: int) -> Guest:
+        """Return the same VM, only that oned names another host and port where its screen is."""
+        moved = replace(self, graphics={**(self.graphics or {}), "PORT": str(port)})
+        if self._is_at_vcenter:
+            return replace(moved, monitoring={**self.monitoring, _VCENTER_HOST: host})
+        *before, last = self.stays
+        return replace(moved, stays=(*before, replace(last, host=host)))
+
 
 class Cloud:
     """The users and VMs of one sandbox."""
@@ -138,6 +176,7 @@ BOB = User(3, "bob", "secret", USERS_GROUP)
 DAVE = User(6, "dave", "secret", USERS_GROUP, enabled=False)
 EVE = User(7, "eve", "with:colons:in:it", Group(100, "guests"))
 
+_USERS = (ONEADMIN, SERVERADMIN, ALICE, BOB, DAVE, EVE)
 _SECOND = Stay("dummy-host-2.example.org", host_id=1)
 
 
@@ -157,7 +196,7 @@ _AT_VCENTER = _at("vcenter-cluster")
 _UMLAUT = "pässwörd-東京"
 _SPACE = _at("dummy-host-1 127.0.0.1")
 _NEWLINE = _at("dummy-host-1\nforged: 127.0.0.1")
-_IS_VCENTER, _ON_ESX = {"HYPERVISOR": "vcenter"}, {"VCENTER_ESX_HOST": "esx7.example.org"}
+_IS_VCENTER, _ON_ESX = {"HYPERVISOR": "vcenter"}, {_VCENTER_HOST: "esx7.example.org"}
 
 # Ids 0 1 3 4 6 7 9 18 20 mean here what they mean in the cloud with a real oned that the answers were learned from.
 _GUESTS = (
@@ -210,4 +249,12 @@ def demo_cloud() -> Cloud:
         Guest(guest_id, f"ugly-{behaviour.kind.name.lower()}", ALICE, _vnc(5900))
         for guest_id, behaviour in UGLY_GUESTS.items()
     )
-    return Cloud((ONEADMIN, SERVERADMIN, ALICE, BOB, DAVE, EVE), (*_GUESTS, *ugly))
+    return Cloud(_USERS, (*_GUESTS, *ugly))
+
+
+def demo_cloud_with_screens(address: Callable[[Guest], tuple[str, int]]) -> Cloud:
+    """Return the standard cloud without the ugly VMs; `address` says at which host and port a VM's screen is.
+
+    It is asked once for each VM that has one, in the order of the tables above.
+    """
+    return Cloud(_USERS, [guest.with_screen_at(*address(guest)) if guest.has_screen else guest for guest in _GUESTS])

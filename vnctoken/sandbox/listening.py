@@ -1,7 +1,8 @@
-"""Where the sandbox's oned listens, if asked to with oned's limit of simultaneous connections."""
+"""Where the sandbox listens, and oned if asked to with oned's limit of simultaneous connections."""
 
 from __future__ import annotations
 
+import argparse
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,20 @@ BACKLOG = 15
 _CLOSED = -1
 
 
-def listen(reactor: Any, address: tuple[str, int], factory: Factory, max_connections: int | None) -> str:
+def address(text: str) -> tuple[str, int]:
+    """Read an option's HOST:PORT."""
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def listen(reactor: Any, where: tuple[str, int], factory: Factory[Any], max_connections: int | None) -> str:
     """Listen on a host and port, with or without a limit of connections; return the URL for XML-RPC clients.
 
     Raises OSError or CannotListenError if the address cannot be had.
     """
-    host, port = address
+    host, port = where
     if max_connections is None:
         port = reactor.listenTCP(port, factory, backlog=511, interface=host).getHost().port
     else:
@@ -44,7 +53,7 @@ class LimitedPort(FileDescriptor):
 
     reactor: Any
 
-    def __init__(self, reactor: Any, interface: str, port: int, factory: Factory, limit: int) -> None:
+    def __init__(self, reactor: Any, interface: str, port: int, factory: Factory[Any], limit: int) -> None:
         super().__init__(reactor)
         self._limit = limit
         self._factory = _CountingFactory(factory, self._accept_again)
@@ -81,7 +90,7 @@ class LimitedPort(FileDescriptor):
 class _CountingFactory(WrappingFactory):
     noisy = False
 
-    def __init__(self, factory: Factory, one_less: Callable[[], None]) -> None:
+    def __init__(self, factory: Factory[Any], one_less: Callable[[], None]) -> None:
         super().__init__(factory)  # type: ignore[no-untyped-call]
         self._one_less = one_less
 
