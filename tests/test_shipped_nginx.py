@@ -4,56 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import http.server
-import socket
 import ssl
 import subprocess
-import threading
-import time
 import xmlrpc.client
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ROOT, START_SECONDS, free_port, ipv6_loopback, program, running, vnctoken_server
+from webservers import (
+    TOKEN_OF_VM_0,
+    VERSION,
+    make_certificate,
+    recorder,
+    replaced,
+    tls_handshake,
+    until,
+    wait_for_port,
+    write_nginx_main,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-CALL = """<?xml version="1.0"?>
-<methodCall><methodName>{method}</methodName><params><param><value><string>alice:secret</string></value></param>{more}
-</params></methodCall>"""
-VERSION = CALL.format(method="one.system.version", more="")
-TOKEN_OF_VM_0 = CALL.format(method="one.vm.vnctokenonly", more="<param><value><int>0</int></value></param>")
-
-
-def replaced(text, pairs):
-    """Return the text with each of the pairs' first strings, which must be in it, replaced by the second."""
-    for old, new in pairs:
-        assert old in text, f"the shipped file no longer says {old!r}"
-        text = text.replace(old, new)
-    return text
-
-
-def until(condition, seconds=START_SECONDS):
-    """Wait until the condition is true; fail if that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def wait_for_port(port, process):
-    """Wait until a process that says nothing accepts connections."""
-
-    def accepts():
-        assert process.process.poll() is None, process.output
-        with contextlib.suppress(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS).close()
-            return True
-        return False
-
-    until(accepts)
 
 
 @dataclass
@@ -94,32 +66,6 @@ class Nginx:
             return answer.status, answer.read()
 
 
-def make_certificate(folder):
-    """Write a self-signed certificate for localhost and its key."""
-    subprocess.run(
-        (
-            program("openssl"),
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1",
-            "-keyout",
-            folder / "key.pem",
-            "-out",
-            folder / "certificate.pem",
-        ),
-        check=True,
-        capture_output=True,
-    )
-
-
 def write_configuration(nginx, vnctoken_upstream, oned_upstream, names=("vnctoken", "opennebula-rpc")):
     """Write a configuration around the shipped files, in which just ports and paths are others; return its path."""
     folder = nginx.folder
@@ -147,17 +93,7 @@ def write_configuration(nginx, vnctoken_upstream, oned_upstream, names=("vnctoke
     for name in names:
         text = (ROOT / "nginx" / f"{name}.conf").read_text(encoding="utf-8")
         (folder / f"{name}.conf").write_text(replaced(text, shipped[name]), encoding="utf-8")
-    places = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    includes = "".join(f"include {folder}/{name}.conf;\n" for name in names)
-    main = folder / "nginx.conf"
-    main.write_text(
-        f"daemon off;\nmaster_process off;\npid {folder}/nginx.pid;\nerror_log stderr warn;\n"
-        f"events {{}}\nhttp {{\n{places}{includes}}}\n",
-        encoding="utf-8",
-    )
-    return main
+    return write_nginx_main(folder, names)
 
 
 @contextlib.contextmanager
@@ -292,24 +228,7 @@ def test_plain_http_is_refused(nginx):
 @pytest.mark.parametrize(("protocol", "spoken"), [("1", False), ("1_1", False), ("1_2", True), ("1_3", True)])
 def test_tls_is_1_2_or_1_3(nginx, protocol, spoken):
     for port in (nginx.vnctoken_port, nginx.opennebula_port):
-        tried = subprocess.run(
-            (
-                program("openssl"),
-                "s_client",
-                "-connect",
-                f"127.0.0.1:{port}",
-                f"-tls{protocol}",
-                "-cipher",
-                "ALL:@SECLEVEL=0",
-                "-CAfile",
-                nginx.certificate,
-                "-verify_return_error",
-            ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        tried = tls_handshake(port, nginx.certificate, protocol)
         assert (tried.returncode == 0) is spoken
         assert ("alert protocol version" in tried.stderr) is not spoken
         if protocol == "1_2":
@@ -329,42 +248,18 @@ def test_the_access_log_holds_no_session_and_no_token(nginx, behind):
         assert secret not in nginx.access_log
 
 
-class Recorder(http.server.BaseHTTPRequestHandler):
-    """An upstream that keeps what it was sent."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        self.server.seen.append((self.path, self.headers))
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args):
-        pass
-
-
 def test_upstreams_learn_who_called_and_clients_cannot_lie_about_it(tmp_path):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as upstream:
-        upstream.seen = []
-        thread = threading.Thread(target=upstream.serve_forever)
-        thread.start()
-        try:
-            with nginx_front(tmp_path, upstream.server_port, upstream.server_port) as nginx:
-                lies = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "http", "Connection": "keep-alive, x-a"}
-                for port, path in (
-                    (nginx.vnctoken_port, "/RPC2/x"),
-                    (nginx.opennebula_port, "/RPC2/x"),
-                    (nginx.opennebula_port, "/RPC2/vnctoken"),
-                ):
-                    assert nginx.request(port, path, b"body", headers=lies)[0] == 200
-        finally:
-            upstream.shutdown()
-            thread.join()
-    assert [path for path, _ in upstream.seen] == ["/RPC2/x", "/RPC2", "/RPC2/vnctoken"]
-    for _, headers in upstream.seen:
+    lies = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "http", "Connection": "keep-alive, x-a"}
+    with recorder() as (upstream, seen), nginx_front(tmp_path, upstream, upstream) as nginx:
+        for port, path in (
+            (nginx.vnctoken_port, "/RPC2/x"),
+            (nginx.opennebula_port, "/RPC2/x"),
+            (nginx.opennebula_port, "/RPC2/vnctoken"),
+        ):
+            assert nginx.request(port, path, b"body", headers=lies)[0] == 200
+    assert [path for path, _, _ in seen] == ["/RPC2/x", "/RPC2", "/RPC2/vnctoken"]
+    for _, headers, length in seen:
         assert headers.get_all("X-Forwarded-For") == ["127.0.0.1"]
         assert headers.get_all("X-Forwarded-Proto") == ["https"]
-        assert headers["Content-Length"] == "4"
+        assert headers["Content-Length"] == str(length) == "4"
         assert "Connection" not in headers
