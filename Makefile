@@ -1,4 +1,4 @@
-# make demo      see a call answered and a token written; ONCE=1 ends by itself
+# make demo      a portal with consoles in the browser; ONCE=1 ends by itself, VNC=HOST:PORT shows a real VNC server too
 # make test      the whole suite in its own virtual environment
 # make lint      ruff, mypy strict, a docstring on every public name
 # make install   lay the service out under DESTDIR and PREFIX; make uninstall takes it away
@@ -12,10 +12,10 @@ BIN      = $(VENV)/bin
 
 .PHONY: demo test lint programs install uninstall clean
 
-demo: $(VENV)/.core
-	@$(BIN)/python -m vnctoken.sandbox.demo $(if $(ONCE),--once)
+demo: $(VENV)/.demo $(VENV)/.novnc
+	@$(BIN)/python -m vnctoken.sandbox.demo $(if $(ONCE),--once) $(if $(VNC),--vnc $(VNC))
 
-test: $(VENV)/.test programs
+test: $(VENV)/.test $(VENV)/.novnc programs
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -36,24 +36,30 @@ $(VENV)/.venv:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.core: $(VENV)/.venv setup.cfg pyproject.toml
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable .
+$(VENV)/.demo: $(VENV)/.venv setup.cfg pyproject.toml
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.venv setup.cfg pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
-	@touch $@ $(VENV)/.core
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.lint: $(VENV)/.venv setup.cfg pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
-	@touch $@ $(VENV)/.core $(VENV)/.test
+	@touch $@ $(VENV)/.demo $(VENV)/.test
+
+# noVNC, as npm has it (older packages had no modules for browsers). Without npm the demo and the tests look for Debian's.
+$(VENV)/.novnc: $(VENV)/.venv
+	@if ! command -v npm >/dev/null; then echo 'npm is not installed; noVNC is not fetched'; \
+	elif npm install --silent --no-audit --no-fund --prefix $(VENV) '@novnc/novnc@>=1.7' >/dev/null 2>&1; then touch $@; \
+	else echo 'npm could not fetch @novnc/novnc'; fi
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What an installation is: a virtual environment of its own, a command, and the files beside it. It is made for PREFIX
-# and put under DESTDIR, from where a package or `cp -a` may take it to /. PYTHON has to be there too, at the same
+# What an installation is: a virtual environment of its own, two commands, and the files beside them. It is made for
+# PREFIX and put under DESTDIR, from where a package or `cp -a` may take it to /. PYTHON has to be there too, at the same
 # path, and the user oneadmin has to be able to run it.
 DESTDIR  ?=
 PREFIX   ?= /usr
@@ -62,7 +68,9 @@ UNITDIR   = $(PREFIX)/lib/systemd/system
 SHAREDIR  = $(PREFIX)/share/vnctoken
 DOCDIR    = $(PREFIX)/share/doc/vnctoken
 CONF      = /etc/one/vnctoken-server.conf
+PROXYENV  = /etc/one/vnctoken-websockify.env
 LOGROTATE = /etc/logrotate.d/vnctoken
+PROXYLOGS = /etc/logrotate.d/vnctoken-websockify
 # The environment grows beside the one in use and takes its place when it is complete.
 GROWING   = $(abspath $(DESTDIR)$(VENVDIR)).new
 
@@ -75,7 +83,7 @@ install:
 	set -e; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
 	cp -R setup.cfg pyproject.toml README.md LICENSE vnctoken twisted "$$tree"; \
 	'$(GROWING)/bin/python' -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
-	    $(PIP_ARGS) "$$tree[tls]"
+	    $(PIP_ARGS) "$$tree[tls,proxy]"
 	'$(GROWING)/bin/python' -B -m pip uninstall --quiet --disable-pip-version-check --yes pip
 # As it will be at its place: the paths of that place, and byte code made now, as the service cannot write there.
 # Byte code goes by hash, so that no time stamp has to survive the move.
@@ -86,16 +94,23 @@ install:
 	rm -rf '$(DESTDIR)$(VENVDIR)'
 	mv '$(GROWING)' '$(DESTDIR)$(VENVDIR)'
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants' \
-	    '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(DOCDIR)' '$(DESTDIR)$(dir $(CONF))' '$(DESTDIR)$(dir $(LOGROTATE))'
+	    '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(DOCDIR)/docs' '$(DESTDIR)$(dir $(CONF))' '$(DESTDIR)$(dir $(LOGROTATE))'
 # -I: neither the current directory nor PYTHON* variables have a say in what runs.
-	printf '#!/bin/sh\nexec %s/bin/python -I -m vnctoken.server "$$@"\n' '$(VENVDIR)' >'$(DESTDIR)$(PREFIX)/bin/vnctoken-server'
-	chmod 0755 '$(DESTDIR)$(PREFIX)/bin/vnctoken-server'
-	sed -e 's|^ExecStart=/usr/bin/|ExecStart=$(PREFIX)/bin/|' -e 's|file:/usr/share/doc/vnctoken/|file:$(DOCDIR)/|' \
-	    systemd/vnctoken.service >'$(DESTDIR)$(UNITDIR)/vnctoken.service'
-	chmod 0644 '$(DESTDIR)$(UNITDIR)/vnctoken.service'
+	set -e; for command in server:server websockify:proxy; do \
+	    file='$(DESTDIR)$(PREFIX)/bin/vnctoken-'$${command%:*}; \
+	    printf '#!/bin/sh\nexec %s/bin/python -I -m vnctoken.%s "$$@"\n' '$(VENVDIR)' $${command#*:} >"$$file"; \
+	    chmod 0755 "$$file"; \
+	done
+	set -e; for unit in vnctoken.service vnctoken-websockify.service; do \
+	    file='$(DESTDIR)$(UNITDIR)'/$$unit; \
+	    sed -e 's|=/usr/bin/vnctoken|=$(PREFIX)/bin/vnctoken|' -e 's|file:/usr/share/doc/vnctoken/|file:$(DOCDIR)/|' \
+	        systemd/$$unit >"$$file"; \
+	    chmod 0644 "$$file"; \
+	done
 	ln -sfn ../vnctoken.service '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service'
-	install -m 0644 nginx/vnctoken.conf nginx/opennebula-rpc.conf '$(DESTDIR)$(SHAREDIR)/nginx'
-	install -m 0644 README.md LICENSE '$(DESTDIR)$(DOCDIR)'
+	install -m 0644 nginx/*.conf '$(DESTDIR)$(SHAREDIR)/nginx'
+	install -m 0644 README.md CHANGELOG.md LICENSE '$(DESTDIR)$(DOCDIR)'
+	install -m 0644 $(wildcard docs/*.md docs/*.png) '$(DESTDIR)$(DOCDIR)/docs'
 # Files somebody may have changed are replaced only where they are still as shipped; of that a copy is kept in SHAREDIR.
 # logrotate would read a file.new in its folder, so there is none.
 	@set -e; \
@@ -103,7 +118,7 @@ install:
 	    file='$(DESTDIR)'$$2 shipped='$(DESTDIR)$(SHAREDIR)'/$$3; \
 	    if [ ! -e "$$file" ] || cmp -s "$$1" "$$file" || cmp -s "$$shipped" "$$file"; then \
 	        install -m $$4 "$$1" "$$file"; rm -f "$$file.new"; \
-	    elif [ $$3 = logrotate ]; then \
+	    elif [ "$${2%/*}" = /etc/logrotate.d ]; then \
 	        echo "Kept $$file, which has been changed; the new one is $$shipped"; \
 	    else \
 	        install -m $$4 "$$1" "$$file.new"; \
@@ -112,8 +127,12 @@ install:
 	    install -m 0644 "$$1" "$$shipped"; \
 	}; \
 	settle etc/one/vnctoken-server.conf '$(CONF)' vnctoken-server.conf 0640; \
+	settle etc/one/vnctoken-websockify.env '$(PROXYENV)' vnctoken-websockify.env 0640; \
 	settle logrotate/vnctoken '$(LOGROTATE)' logrotate 0644; \
-	if [ "$$(id -u)" = 0 ] && getent group oneadmin >/dev/null; then chgrp oneadmin '$(DESTDIR)$(CONF)'*; fi; \
+	settle logrotate/vnctoken-websockify '$(PROXYLOGS)' logrotate-websockify 0644; \
+	if [ "$$(id -u)" = 0 ] && getent group oneadmin >/dev/null; then \
+	    chgrp oneadmin '$(DESTDIR)$(CONF)'* '$(DESTDIR)$(PROXYENV)'*; \
+	fi; \
 	case $$(readlink -f '$(DESTDIR)$(VENVDIR)/bin/python') in "$$HOME"/*|/home/*) \
 	    echo 'The service cannot run a Python in a home directory: make install PYTHON=/usr/bin/python3' >&2;; \
 	esac
@@ -121,15 +140,19 @@ install:
 
 uninstall:
 	rm -rf '$(DESTDIR)$(VENVDIR)' '$(GROWING)' '$(DESTDIR)$(DOCDIR)'
-	rm -f '$(DESTDIR)$(PREFIX)/bin/vnctoken-server' '$(DESTDIR)$(UNITDIR)/vnctoken.service' \
-	    '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service' '$(DESTDIR)$(CONF).new'
+	rm -f '$(DESTDIR)$(PREFIX)/bin/vnctoken-server' '$(DESTDIR)$(PREFIX)/bin/vnctoken-websockify' \
+	    '$(DESTDIR)$(UNITDIR)/vnctoken.service' '$(DESTDIR)$(UNITDIR)/vnctoken-websockify.service' \
+	    '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service' \
+	    '$(DESTDIR)$(CONF).new' '$(DESTDIR)$(PROXYENV).new'
 	@forget() { \
 	    file='$(DESTDIR)'$$1; \
 	    if cmp -s "$$file" '$(DESTDIR)$(SHAREDIR)'/$$2; then rm -f "$$file"; \
 	    elif [ -e "$$file" ]; then echo "Kept $$file, which has been changed"; fi; \
 	}; \
 	forget '$(CONF)' vnctoken-server.conf; \
-	forget '$(LOGROTATE)' logrotate
+	forget '$(PROXYENV)' vnctoken-websockify.env; \
+	forget '$(LOGROTATE)' logrotate; \
+	forget '$(PROXYLOGS)' logrotate-websockify
 	rm -rf '$(DESTDIR)$(SHAREDIR)'
 # The folders that are empty now; others keep things of OpenNebula's.
 	@rmdir '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants' '$(DESTDIR)$(PREFIX)/lib/one' 2>/dev/null || :

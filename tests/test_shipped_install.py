@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from conftest import ROOT, program
 
 CONF = "etc/one/vnctoken-server.conf"
+PROXY_ENV = "etc/one/vnctoken-websockify.env"
 
 
 @dataclass
@@ -75,22 +77,39 @@ def tree():
 def test_everything_is_where_the_readme_says(installed):
     assert installed.files() == {
         "bin/vnctoken-server",
+        "bin/vnctoken-websockify",
         "lib/systemd/system/vnctoken.service",
+        "lib/systemd/system/vnctoken-websockify.service",
         "lib/systemd/system/opennebula-sunstone.service.wants/vnctoken.service",
         "share/vnctoken/nginx/vnctoken.conf",
         "share/vnctoken/nginx/opennebula-rpc.conf",
+        "share/vnctoken/nginx/console.conf",
         "share/vnctoken/vnctoken-server.conf",
+        "share/vnctoken/vnctoken-websockify.env",
         "share/vnctoken/logrotate",
+        "share/vnctoken/logrotate-websockify",
         "share/doc/vnctoken/README.md",
+        "share/doc/vnctoken/CHANGELOG.md",
         "share/doc/vnctoken/LICENSE",
+        *(f"share/doc/vnctoken/docs/{path.name}" for path in (ROOT / "docs").iterdir()),
         "etc/logrotate.d/vnctoken",
+        "etc/logrotate.d/vnctoken-websockify",
         CONF,
+        PROXY_ENV,
     }
     assert (installed.usr / "lib" / "one" / "vnctoken" / "bin" / "python").exists()
 
 
-def test_the_configuration_is_not_for_every_user_to_read(installed):
-    assert (installed.destdir / CONF).stat().st_mode & 0o777 == 0o640
+@pytest.mark.parametrize("file", [CONF, PROXY_ENV])
+def test_the_configuration_is_not_for_every_user_to_read(installed, file):
+    assert (installed.destdir / file).stat().st_mode & 0o777 == 0o640
+
+
+def test_the_documents_links_to_each_other_lead_somewhere(installed):
+    folder = installed.usr / "share" / "doc" / "vnctoken"
+    for document in folder.rglob("*.md"):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
 def test_what_was_installed_is_readable_whatever_the_umask_was(installed):
@@ -99,12 +118,25 @@ def test_what_was_installed_is_readable_whatever_the_umask_was(installed):
         assert path.is_symlink() or path.stat().st_mode & wanted == wanted, path
 
 
-def test_the_unit_starts_what_was_installed(installed):
+@pytest.mark.parametrize("name", ["vnctoken.service", "vnctoken-websockify.service"])
+def test_the_units_name_what_was_installed_and_otherwise_are_as_shipped(installed, name):
+    unit = (installed.usr / "lib" / "systemd" / "system" / name).read_text(encoding="utf-8")
+    for command in re.findall(r"(?m)^Exec\w+=(\S+)", unit):
+        assert Path(command).parent == installed.prefix / "bin"
+        assert (installed.usr / "bin" / Path(command).name).stat().st_mode & 0o777 == 0o755
+    document = re.search(r"(?m)^Documentation=file:(\S+)$", unit).group(1)
+    assert (installed.usr / Path(document).relative_to(installed.prefix)).exists()
+    shipped = (ROOT / "systemd" / name).read_text(encoding="utf-8")
+    assert unit == shipped.replace("=/usr/bin/", f"={installed.prefix}/bin/").replace(
+        "/usr/share", f"{installed.prefix}/share"
+    )
+
+
+def test_sunstone_wants_the_service_and_nothing_the_proxy(installed):
     units = installed.usr / "lib" / "systemd" / "system"
-    unit = (units / "vnctoken.service").read_text(encoding="utf-8")
-    assert f"\nExecStart={installed.prefix}/bin/vnctoken-server\n" in unit
     link = units / "opennebula-sunstone.service.wants" / "vnctoken.service"
     assert link.resolve() == (units / "vnctoken.service").resolve()
+    assert not list(units.glob("*/vnctoken-websockify.service"))
 
 
 def test_nothing_that_runs_knows_where_it_was_staged(installed):
@@ -121,9 +153,9 @@ def test_it_runs_from_its_place_when_the_stage_is_gone(installed, prefix, tmp_pa
         (tmp_path / "yaml.py").write_text("raise SystemExit('the wrong yaml')\n", encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": str(tmp_path), "ONE_LOCATION": str(tmp_path)}
 
-        def run(*args):
+        def run(*args, command="vnctoken-server"):
             return subprocess.run(
-                [prefix / "bin" / "vnctoken-server", *args],
+                [prefix / "bin" / command, *args],
                 cwd=tmp_path,
                 env=environment,
                 capture_output=True,
@@ -136,6 +168,12 @@ def test_it_runs_from_its_place_when_the_stage_is_gone(installed, prefix, tmp_pa
         assert version.stdout.startswith("vnctoken-server ")
         checked = run("--check", "--config", moved.destdir / CONF)
         assert (checked.returncode, checked.stderr) == (0, "")
+        options = run("--help", command="vnctoken-websockify")
+        assert options.returncode == 0, options.stderr
+        assert "--token-source" in options.stdout
+        assert options.stderr == "", "no numpy, or what websockify else complains about"
+        checked = run("--check", "127.0.0.1:0", command="vnctoken-websockify")
+        assert (checked.returncode, checked.stdout) == (2, "")
         python = prefix / "lib" / "one" / "vnctoken" / "bin" / "python"
         where = "import sys, OpenSSL, vnctoken; print(vnctoken.__file__, vnctoken.__cached__, sep='\\n')"
         source, cached = subprocess.run(
@@ -147,31 +185,39 @@ def test_it_runs_from_its_place_when_the_stage_is_gone(installed, prefix, tmp_pa
         shutil.rmtree(prefix)
 
 
-def test_a_changed_configuration_survives_and_gets_the_new_one_beside_it(installed, tmp_path):
+def test_changed_configurations_survive_and_get_the_new_ones_beside_them(installed, tmp_path):
     stage = installed.copy(tmp_path / "again")
-    conf, shipped = stage.destdir / CONF, (ROOT / "etc" / "one" / "vnctoken-server.conf").read_bytes()
-    conf.write_bytes(b":port: 2650\n")
-    logrotate = stage.destdir / "etc" / "logrotate.d" / "vnctoken"
-    logrotate.write_bytes(b"# mine\n")
+    mine = {CONF: b":port: 2650\n", PROXY_ENV: b"OPTIONS=\n"}
+    rotating = ("etc/logrotate.d/vnctoken", "etc/logrotate.d/vnctoken-websockify")
+    for file in (*mine, *rotating):
+        (stage.destdir / file).write_bytes(mine.get(file, b"# mine\n"))
     said = stage.make("install")
-    assert conf.read_bytes() == b":port: 2650\n"
-    assert conf.with_name(conf.name + ".new").read_bytes() == shipped
-    assert f"Kept {conf}, which has been changed; the new one is {conf}.new\n" in said
-    assert logrotate.read_bytes() == b"# mine\n"
-    assert sorted(path.name for path in logrotate.parent.iterdir()) == ["vnctoken"], "logrotate reads all there"
+    for file, text in mine.items():
+        kept = stage.destdir / file
+        assert kept.read_bytes() == text
+        assert kept.with_name(kept.name + ".new").read_bytes() == (ROOT / file).read_bytes()
+        assert kept.with_name(kept.name + ".new").stat().st_mode & 0o777 == 0o640
+        assert f"Kept {kept}, which has been changed; the new one is {kept}.new\n" in said
+    for file in rotating:
+        assert (stage.destdir / file).read_bytes() == b"# mine\n"
+    there = sorted(path.name for path in (stage.destdir / "etc" / "logrotate.d").iterdir())
+    assert there == ["vnctoken", "vnctoken-websockify"], "logrotate reads all there"
 
     said = stage.make("uninstall")
-    assert stage.files() == {CONF, "etc/logrotate.d/vnctoken"}
-    assert f"Kept {conf}, which has been changed\n" in said
+    assert stage.files() == {*mine, *rotating}
+    for file in (*mine, *rotating):
+        assert f"Kept {stage.destdir / file}, which has been changed\n" in said
     assert not (stage.usr / "lib" / "one").exists()
 
 
-def test_a_configuration_as_shipped_by_the_version_before_is_replaced(installed, tmp_path):
+def test_configurations_as_shipped_by_the_version_before_are_replaced(installed, tmp_path):
     stage = installed.copy(tmp_path / "older")
-    for conf in (stage.destdir / CONF, stage.usr / "share" / "vnctoken" / "vnctoken-server.conf"):
-        conf.write_bytes(b"# as it was\n")
+    for file in (CONF, PROXY_ENV):
+        (stage.destdir / file).write_bytes(b"# as it was\n")
+        (stage.usr / "share" / "vnctoken" / Path(file).name).write_bytes(b"# as it was\n")
     assert "Kept" not in stage.make("install")
-    assert (stage.destdir / CONF).read_bytes() == (ROOT / "etc" / "one" / "vnctoken-server.conf").read_bytes()
+    for file in (CONF, PROXY_ENV):
+        assert (stage.destdir / file).read_bytes() == (ROOT / file).read_bytes()
     assert stage.files() == installed.files()
 
 

@@ -1,38 +1,44 @@
-"""The shipped logrotate file, in a real logrotate, on the log of a running service."""
+"""The shipped logrotate files, in a real logrotate, on the logs of a running service and a running proxy."""
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import grp
 import gzip
+import hashlib
 import os
 import re
+import socket
 import subprocess
+import sys
 import threading
 import time
 import xmlrpc.client
 
 import pytest
-from conftest import ROOT, program, vnctoken_server
-from test_shipped_nginx import replaced, until
+from conftest import ROOT, START_SECONDS, free_port, program, running, vnctoken_server
+from webservers import replaced, until
+from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+ [A-Z]+ +\S.*")
 CALL = re.compile(r".* one\.vm\.vnctoken vm=(\d+) .*code=0x0400.*")
 
 
 @pytest.fixture
-def logs(tmp_path, cloud):
-    """Yield a running service and a function that runs logrotate on its logs."""
-    configuration = tmp_path / "logrotate"
-    me = f"{getpass.getuser()} {grp.getgrgid(os.getgid()).gr_name}"
-    with vnctoken_server(tmp_path / "one", cloud.url) as service:
+def rotating(tmp_path):
+    """Return a function that makes one which runs logrotate with a shipped file on the logs of a folder."""
+
+    def on(shipped, folder):
+        configuration = tmp_path / shipped
+        me = f"{getpass.getuser()} {grp.getgrgid(os.getgid()).gr_name}"
         text = replaced(
-            (ROOT / "logrotate" / "vnctoken").read_text(encoding="utf-8"),
-            [("/var/log/one/", f"{service.log.parent}/"), ("su oneadmin oneadmin", f"su {me}")],
+            (ROOT / "logrotate" / shipped).read_text(encoding="utf-8"),
+            [("/var/log/one/", f"{folder}/"), ("su oneadmin oneadmin", f"su {me}")],
         )
         configuration.write_text(text, encoding="utf-8")
         configuration.chmod(0o644)
-        service.log.parent.chmod(0o755)
+        folder.chmod(0o755)
 
         def rotate(*options):
             # Names carry the second: another rotation in the same one would be refused. logrotate's clock, time(2), is
@@ -49,7 +55,16 @@ def logs(tmp_path, cloud):
             assert "error" not in run.stderr.replace("vnctoken.error", "").lower()
             return run.stderr
 
-        yield service, rotate
+        return rotate
+
+    return on
+
+
+@pytest.fixture
+def logs(tmp_path, cloud, rotating):
+    """Yield a running service and a function that runs logrotate on its logs."""
+    with vnctoken_server(tmp_path / "one", cloud.url) as service:
+        yield service, rotating("vnctoken", service.log.parent)
 
 
 def ask(server, number):
@@ -140,3 +155,48 @@ def test_an_empty_log_is_left_alone(logs):
     assert service.log.with_suffix(".error").read_text() == ""
     rotate("--force")
     assert not list(service.log.parent.glob("vnctoken.error-*"))
+
+
+# The proxy's
+
+
+def fingerprint(token):
+    return hashlib.sha256(token.encode()).hexdigest()[:8]
+
+
+def test_the_proxys_lines_are_each_in_their_file_also_those_of_a_console_that_stays_open(tmp_path, rotating):
+    folder, tokens = tmp_path / "logs", tmp_path / "tokens"
+    folder.mkdir()
+    tokens.mkdir()
+    log = folder / "vnctoken-websockify.log"
+    port = free_port()
+    options = ("--token-plugin", "TokenFile", "--token-source", tokens, "--verbose", "--log-file", log)
+    command = (sys.executable, "-m", "vnctoken.proxy", *options, f"127.0.0.1:{port}")
+
+    def connect(token):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS)
+        return WebSocket.connect(connection, f"/websockify?token={token}")
+
+    with screen() as target, running(*command, ready="proxying from"):
+        (tokens / "one-7").write_text(f"stays: 127.0.0.1:{target}\n", encoding="utf-8")
+        rotate = rotating("vnctoken-websockify", folder)
+        with contextlib.closing(connect("stays")) as console:
+            assert console.receive_exactly(len(GREETING)) == GREETING
+            until(lambda: f"Path: '/websockify?token={fingerprint('stays')}'" in log.read_text())
+            for name in ("first", "second"):
+                with pytest.raises(HandshakeRefusedError):
+                    connect(name)
+                until(lambda name=name: f"'{fingerprint(name)}' not found" in log.read_text())
+                rotate("--force")
+                assert log.read_text() == ""
+        until(lambda: f"127.0.0.1:{target}: Closed target" in log.read_text())
+        assert "\0" not in log.read_text()
+    first, second = sorted(folder.glob("vnctoken-websockify.log-*"), key=lambda path: path.name.split(".")[1])
+    assert f"'{fingerprint('first')}' not found" in gzip.decompress(first.read_bytes()).decode()
+    assert second.read_text().count("not found") == second.read_text().count(fingerprint("second")) == 1
+
+
+def test_without_a_log_file_of_the_proxys_there_is_nothing_to_rotate(tmp_path, rotating):
+    (tmp_path / "logs").mkdir()
+    rotating("vnctoken-websockify", tmp_path / "logs")("--force")
+    assert list((tmp_path / "logs").iterdir()) == []

@@ -1,17 +1,25 @@
-"""The shipped unit, read by systemd itself, and the kernel's rule that shaped it."""
+"""The shipped units, read by systemd itself, and the kernel's rules that shaped them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
 import xmlrpc.client
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, program, running
+from conftest import ROOT, START_SECONDS, free_port, ipv6_loopback, program, running
+from wsclient import GREETING, WebSocket, screen
 
 UNIT = ROOT / "systemd" / "vnctoken.service"
+PROXY = ROOT / "systemd" / "vnctoken-websockify.service"
+UNITS = {"vnctoken.service": UNIT, "vnctoken-websockify.service": PROXY}
+PROXY_ENV = ROOT / "etc" / "one" / "vnctoken-websockify.env"
 OTHERS = (
     "opennebula.service",
     "opennebula-sunstone.service",
@@ -20,10 +28,10 @@ OTHERS = (
 )
 
 
-def settings():
-    """Return what the unit says: section, key, and every value given to it."""
+def settings(unit):
+    """Return what a unit says: section, key, and every value given to it."""
     found = {}
-    for line in UNIT.read_text(encoding="utf-8").splitlines():
+    for line in unit.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         elif "=" in line and not line.startswith("#"):
@@ -32,8 +40,8 @@ def settings():
     return found
 
 
-def words(key, section="Service"):
-    return " ".join(settings().get((section, key), [])).split()
+def words(key, section="Service", unit=UNIT):
+    return " ".join(settings(unit).get((section, key), [])).split()
 
 
 def analyze(*args, **environment):
@@ -49,39 +57,47 @@ def analyze(*args, **environment):
 
 @pytest.fixture
 def verified(tmp_path):
-    """Return what `systemd-analyze verify` says about a unit text, beside OpenNebula's units."""
+    """Return what `systemd-analyze verify` says about a unit's text, beside ours and OpenNebula's units."""
 
-    def verify(text):
-        command = tmp_path / "vnctoken-server"
+    def verify(name, text):
+        command = tmp_path / "command"
         command.write_text("#!/bin/sh\n", encoding="utf-8")
         command.chmod(0o755)
-        for name in OTHERS:
-            (tmp_path / name).write_text("[Service]\nExecStart=/bin/true\n", encoding="utf-8")
-        assert "ExecStart=/usr/bin/vnctoken-server\n" in text
-        unit = tmp_path / "vnctoken.service"
-        unit.write_text(
-            text.replace("ExecStart=/usr/bin/vnctoken-server\n", f"ExecStart={command}\n"), encoding="utf-8"
-        )
-        return analyze("verify", "--man=no", unit, SYSTEMD_UNIT_PATH=f"{tmp_path}:")
+        for other in OTHERS:
+            (tmp_path / other).write_text("[Service]\nExecStart=/bin/true\n", encoding="utf-8")
+        for other, unit in UNITS.items():
+            (tmp_path / other).write_text(installed(unit.read_text(encoding="utf-8"), command), encoding="utf-8")
+        (tmp_path / name).write_text(installed(text, command), encoding="utf-8")
+        return analyze("verify", "--man=no", tmp_path / name, SYSTEMD_UNIT_PATH=f"{tmp_path}:")
 
     return verify
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(verified):
-    assert verified(UNIT.read_text(encoding="utf-8")) == (0, "")
+def installed(text, command):
+    """Return a unit's text with another command in place of ours, which is not installed."""
+    text, found = re.subn(r"(?m)^(Exec\w+=)/usr/bin/vnctoken-\w+", rf"\1{command}", text)
+    assert found
+    return text
 
 
-def test_systemd_would_have_said_so(verified):
-    _, said = verified(UNIT.read_text(encoding="utf-8") + "WantedBye=x\n")
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_finds_nothing_wrong_with_the_unit(verified, name):
+    assert verified(name, UNITS[name].read_text(encoding="utf-8")) == (0, "")
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_would_have_said_so(verified, name):
+    _, said = verified(name, UNITS[name].read_text(encoding="utf-8") + "WantedBye=x\n")
     assert "WantedBye" in said
 
 
-def test_the_sandbox_is_rated_ok():
-    code, said = analyze("security", "--offline=true", UNIT)
+@pytest.mark.parametrize(("name", "at_most"), [("vnctoken.service", 2.0), ("vnctoken-websockify.service", 1.1)])
+def test_the_sandbox_is_rated_ok(name, at_most):
+    code, said = analyze("security", "--offline=true", UNITS[name])
     assert code == 0, said
-    exposure, level = re.search(r"Overall exposure level for vnctoken.service: ([\d.]+) (\w+)", said).groups()
+    exposure, level = re.search(rf"Overall exposure level for {name}: ([\d.]+) (\w+)", said).groups()
     assert level == "OK"
-    assert float(exposure) <= 2.0
+    assert float(exposure) <= at_most
 
 
 def test_it_comes_goes_and_reloads_with_sunstone():
@@ -118,9 +134,118 @@ def test_what_opennebula_keeps_beside_the_token_folder_is_closed_to_it():
     assert words("NoExecPaths") == words("ExecPaths") == []
 
 
+def test_the_proxy_stays_when_sunstone_or_the_service_is_restarted():
+    """Its end would be the end of the open consoles."""
+    for key in ("PartOf", "BindsTo", "Requires", "Requisite", "ReloadPropagatedFrom", "StopPropagatedFrom", "Upholds"):
+        assert words(key, "Unit", PROXY) == []
+    assert words("WantedBy", "Install", PROXY) == ["multi-user.target"]
+    assert {"vnctoken.service", "network-online.target"} <= set(words("After", "Unit", PROXY))
+    assert not list((ROOT / "systemd").glob("*/vnctoken-websockify.service")), "nothing wants it unless it is enabled"
+
+
+def test_the_proxy_runs_as_oneadmin_and_is_not_restarted_into_wrong_options():
+    assert words("User", unit=PROXY) == words("Group", unit=PROXY) == ["oneadmin"]
+    assert words("Restart", unit=PROXY) == ["on-failure"]
+    assert words("RestartPreventExitStatus", unit=PROXY) == ["2"]
+    assert words("OOMPolicy", unit=PROXY) == ["continue"], "a console that needs too much does not end the others"
+
+
+def test_the_proxy_may_write_nothing_and_see_the_token_folder_alone():
+    folder = "/var/lib/one/sunstone_vnc_tokens"
+    assert words("ProtectSystem", unit=PROXY) == ["strict"]
+    assert words("ReadWritePaths", unit=PROXY) == words("BindPaths", unit=PROXY) == []
+    assert words("TemporaryFileSystem", unit=PROXY) == ["/var/lib/one:ro", "/var/log:ro"]
+    assert words("BindReadOnlyPaths", unit=PROXY) == [folder]
+    assert words("StateDirectory", unit=PROXY) == [folder.removeprefix("/var/lib/")]
+    assert words("StateDirectoryMode", unit=PROXY) == ["0700"]
+    assert "-/etc/one" in words("InaccessiblePaths", unit=PROXY)
+    # systemd 252, tried out: with ProtectProc= or ProcSubset=, ProtectSystem=strict leaves /run writable.
+    assert {"/run", "/tmp", "/var/tmp"} <= set(words("ReadOnlyPaths", unit=PROXY))
+
+
+# What each unit has for itself.
+OWN = {"ExecStart", "RestartPreventExitStatus", "Type", "LimitNOFILE", "SyslogIdentifier"}
+OWN_PATHS = {"ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths"}
+
+
+@pytest.mark.parametrize("key", sorted({key for where, key in settings(UNIT) if where == "Service"} - OWN - OWN_PATHS))
+def test_what_the_services_unit_takes_away_the_proxys_does_too(key):
+    assert words(key, unit=PROXY) == words(key)
+
+
+def environment(file=""):
+    """Return the proxy's variables: the unit's own, and those of an environment file's text over them."""
+    own = [word for value in settings(PROXY)["Service", "Environment"] for word in shlex.split(value)]
+    changed = [line for line in file.splitlines() if line and not line.startswith("#")]
+    return dict(assignment.split("=", 1) for assignment in own + changed)
+
+
+def expanded(key, variables):
+    """Return a command of the unit as systemd runs it: "$NAME" becomes words, "${NAME}" a part of one."""
+    command = []
+    for word in words(key, unit=PROXY):
+        if word.startswith("$") and not word.startswith("${"):
+            command += shlex.split(variables[word.removeprefix("$")])
+        else:
+            command.append(re.sub(r"\$\{(\w+)\}", lambda name: variables[name[1]], word))
+    assert command[0] == "/usr/bin/vnctoken-websockify"
+    return command[1:]
+
+
+def test_the_proxys_environment_file_shows_the_defaults_that_are_in_effect_without_it():
+    text = PROXY_ENV.read_text(encoding="utf-8")
+    assert environment(text) == environment(), "every setting is commented out"
+    shown = re.sub(r"(?m)^#(?=[A-Z]+=)", "", text)
+    assert environment(shown) == environment()
+    assert sorted(environment()) == sorted(re.findall(r"(?m)^([A-Z]+)=", shown))
+    assert words("EnvironmentFile", unit=PROXY) == ["-/etc/one/vnctoken-websockify.env"]
+
+
+def test_the_proxy_listens_where_opennebulas_own_does_not():
+    assert environment()["LISTEN"] == "127.0.0.1:29877"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_the_proxys_commands_do_as_they_say_in_a_namespace_with_the_token_folder_alone(one_location, host):
+    """Tokens that are issued later, by rename(2) outside, get in; what else there is does not."""
+    if host == "[::1]" and not ipv6_loopback():
+        pytest.skip("there is no IPv6 loopback address here")
+    var = one_location / "var"
+    (var / "one.db").write_text("secret", encoding="utf-8")
+    at = f"{host}:{free_port()}"
+    variables = {
+        **environment(f"LISTEN={at}\n"),
+        "TOKENS": environment()["TOKENS"].replace("/var/lib/one", str(var)),
+    }
+    assert str(var) in variables["TOKENS"]
+    run = (sys.executable, "-m", "vnctoken.proxy")
+    started = [*namespace("the token folder alone"), var, *run, *expanded("ExecStart", variables)]
+    with running(*started, ready="proxying from") as process:
+        checked = subprocess.run(
+            [*run, *expanded("ExecStartPost", variables)], capture_output=True, text=True, check=False
+        )
+        assert (checked.returncode, checked.stdout) == (0, f"vnctoken-websockify: {at} serves connections\n")
+        inside = Path(f"/proc/{process.process.pid}/root{var}")
+        assert [path.name for path in inside.iterdir()] == ["sunstone_vnc_tokens"]
+        with pytest.raises(OSError, match="Read-only file system"):
+            (inside / "sunstone_vnc_tokens" / "one-1").touch()
+        with screen() as vnc_port:
+            (var / "sunstone_vnc_tokens.new" / "one-7").write_text(f"token7: localhost:{vnc_port}\n", encoding="utf-8")
+            (var / "sunstone_vnc_tokens.new" / "one-7").rename(var / "sunstone_vnc_tokens" / "one-7")
+            connection = socket.create_connection((host.strip("[]"), int(at.rpartition(":")[2])), START_SECONDS)
+            with contextlib.closing(WebSocket.connect(connection, "/websockify?token=token7")) as console:
+                assert console.receive_exactly(len(GREETING)) == GREETING
+        assert process.stop() == 0
+
+
 MOUNTS = {
     "each folder named": 'for folder in "$1"/sunstone_vnc_tokens*; do mount --bind "$folder" "$folder"; done',
     "their parent named": 'mount --bind "$1" "$1"',
+    "the token folder alone": (
+        'mount --bind "$1/sunstone_vnc_tokens" /mnt; mount -t tmpfs tmpfs "$1"; mkdir "$1/sunstone_vnc_tokens";'
+        ' mount --bind /mnt "$1/sunstone_vnc_tokens"; mount -o remount,bind,ro "$1/sunstone_vnc_tokens";'
+        ' mount -o remount,ro "$1"; umount /mnt'
+    ),
 }
 
 

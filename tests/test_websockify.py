@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import socket
-import socketserver
 import subprocess
 import sys
 import threading
@@ -14,8 +13,10 @@ import xmlrpc.client
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
+import pytest
 from conftest import START_SECONDS, free_port, running, vnctoken_server
-from test_shipped_nginx import until, wait_for_port
+from webservers import until
+from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen
 
 READER = """
 import json, logging, os, sys, threading
@@ -206,89 +207,39 @@ reactor.run()
 """
 
 
-class Echo(socketserver.BaseRequestHandler):
-    """A hypervisor's VNC port that greets and repeats what it hears."""
-
-    def handle(self):
-        self.request.sendall(b"RFB 003.008\n")
-        while heard := self.request.recv(1024):
-            self.request.sendall(heard)
-
-
-@contextlib.contextmanager
-def hypervisor():
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class Viewer:
-    """A browser's websocket, as far as it is needed here: short binary frames."""
-
-    def __init__(self, port, token):
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS)
-        self._stream = self._socket.makefile("rb")
-        self._socket.sendall(
-            f"GET /websockify?token={token} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-            "Connection: Upgrade\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
-            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: binary\r\n\r\n".encode()
-        )
-        self.status = self._stream.readline().decode().rstrip()
-        while self._stream.readline().strip():
-            pass
-
-    def receive(self, size):
-        """Return that many bytes of what the server has sent."""
-        received = b""
-        while len(received) < size:
-            kind, length = self._stream.read(2)
-            assert kind == 0x82, "a whole binary frame"
-            assert length < 126
-            received += self._stream.read(length)
-        return received
-
-    def send(self, data):
-        mask = b"\x11\x22\x33\x44"
-        masked = bytes(byte ^ mask[place % 4] for place, byte in enumerate(data))
-        self._socket.sendall(bytes([0x82, 0x80 | len(data)]) + mask + masked)
-
-    def close(self):
-        self._stream.close()
-        self._socket.close()
-
-
-def test_a_token_opens_the_console_through_websockify_and_nothing_else_does(tmp_path):
+@pytest.mark.parametrize("command", ["websockify", "vnctoken.proxy"])
+def test_a_token_opens_the_console_through_websockify_and_nothing_else_does(tmp_path, command):
     with contextlib.ExitStack() as stack:
-        screen = stack.enter_context(hypervisor())
-        oned = stack.enter_context(running(sys.executable, "-c", HOME, screen, ready="listens on"))
+        vnc_port = stack.enter_context(screen())
+        oned = stack.enter_context(running(sys.executable, "-c", HOME, vnc_port, ready="listens on"))
         oned_url = oned.wait_for(r"listens on (http://\S+)").group(1)
         service = stack.enter_context(vnctoken_server(tmp_path, oned_url))
         port = free_port()
-        proxy = stack.enter_context(
-            running(
-                *(sys.executable, "-m", "websockify", "--token-plugin", "TokenFile"),
-                *("--token-source", service.tokens, f"127.0.0.1:{port}"),
-            )
-        )
-        wait_for_port(port, proxy)
+        options = ("--token-plugin", "TokenFile", "--token-source", service.tokens, f"127.0.0.1:{port}")
+        proxy = stack.enter_context(running(sys.executable, "-m", command, *options, ready="proxying from"))
+
+        def viewer(token):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS)
+            return WebSocket.connect(connection, f"/websockify?token={token}")
 
         with xmlrpc.client.ServerProxy(service.url) as server:
             ok, console, _ = server.one.vm.vnctoken("alice:secret", 7)
         assert ok, console
-        assert (console["Host"], console["Port"]) == ("127.0.0.1", screen)
+        assert (console["Host"], console["Port"]) == ("127.0.0.1", vnc_port)
 
-        with contextlib.closing(Viewer(port, console["Token"])) as viewer:
-            assert viewer.status == "HTTP/1.1 101 Switching Protocols"
-            assert viewer.receive(12) == b"RFB 003.008\n"
-            viewer.send(b"a key pressed")
-            assert viewer.receive(13) == b"a key pressed"
+        with contextlib.closing(viewer(console["Token"])) as opened:
+            assert opened.receive_exactly(len(GREETING)) == GREETING
+            opened.send(b"a key pressed")
+            assert opened.receive_exactly(13) == b"a key pressed"
 
         for wrong in ("", "0" * len(console["Token"]), console["Token"][:-1]):
-            with contextlib.closing(Viewer(port, wrong)) as viewer:
-                assert " 101 " not in viewer.status
+            with pytest.raises(HandshakeRefusedError):
+                viewer(wrong)
+
+        if command == "vnctoken.proxy":
+            # From its issue to its use: the same name in both logs, and the token in none.
+            (named,) = re.findall(
+                r" one\.vm\.vnctoken vm=7 .* (token=[0-9a-f]{8})$", service.log.read_text(), re.MULTILINE
+            )
+            proxy.wait_for(rf"Path: '/websockify\?{named}'$")
+            assert console["Token"] not in proxy.output + service.log.read_text()
