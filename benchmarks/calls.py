@@ -19,12 +19,10 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import xmlrpc.client
 from collections import defaultdict
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vnctoken.sandbox.cloud import demo_cloud
+from vnctoken.sandbox.programs import free_port, program, running, sandbox, vnctoken_server, wait_for
 from vnctoken.sandbox.rendering import guest_xml
 
 if TYPE_CHECKING:
@@ -123,18 +122,21 @@ def _candidates(options: argparse.Namespace, folder: Path, stack: contextlib.Exi
     info = xmlrpc.client.dumps((options.session, options.vm), "one.vm.info").encode()
     if options.setting == "ceiling":
         oned = stack.enter_context(_nginx(folder))
-        url, pid = stack.enter_context(_program([sys.executable, "-c", YARDSTICK]))
-        candidates = [Candidate("yardstick", url, call, pid)]
+        started = stack.enter_context(program([sys.executable, "-c", YARDSTICK]))
+        candidates = [Candidate("yardstick", started.url, call, started.pid)]
     else:
         oned, pid = options.oned, None
         if oned is None:
-            sandbox = [sys.executable, "-m", "vnctoken.sandbox", "--listen", "127.0.0.1:0"]
-            sandbox += ["--max-connections", "15", "--delay", str(options.delay)]
-            oned, pid = stack.enter_context(_program(sandbox))
+            started = stack.enter_context(sandbox("--max-connections", "15", "--delay", str(options.delay)))
+            oned, pid = started.url, started.pid
         candidates = [Candidate("oned", oned, info, pid)]
-    url, pid = stack.enter_context(_service(folder, oned))
+    service = stack.enter_context(vnctoken_server(folder, oned))
     others = [other.partition("=") for other in options.also]
-    return [*candidates, Candidate("vnctoken", url, call, pid), *(Candidate(n, u, call) for n, _, u in others)]
+    return [
+        *candidates,
+        Candidate("vnctoken", service.url, call, service.pid),
+        *(Candidate(n, u, call) for n, _, u in others),
+    ]
 
 
 @contextlib.contextmanager
@@ -142,50 +144,13 @@ def _nginx(folder: Path) -> Iterator[str]:
     guest = demo_cloud().guest(0)
     assert guest is not None
     answer = xmlrpc.client.dumps(([True, guest_xml(guest), 0],), methodresponse=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     quoted = answer.replace("\\", "\\\\").replace("'", "\\'")
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=port, answer=quoted), encoding="utf-8")
-    with _running([_path("nginx"), "-e", f"{folder}/nginx.log", "-c", str(folder / "nginx.conf")]):
-        url = f"http://127.0.0.1:{port}/RPC2"
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-        yield url
-
-
-@contextlib.contextmanager
-def _service(folder: Path, oned: str) -> Iterator[tuple[str, int]]:
-    for name in ("etc", "var"):
-        (folder / name).mkdir()
-    (folder / "etc" / "vnctoken-server.conf").write_text(f":port: 0\n:one_xmlrpc: {oned}\n", encoding="utf-8")
-    with _program([sys.executable, "-m", "vnctoken.server"], ONE_LOCATION=str(folder)) as started:
-        yield started
-
-
-@contextlib.contextmanager
-def _program(command: Sequence[str], **environment: str) -> Iterator[tuple[str, int]]:
-    with _running(command, **environment) as process:
-        line = process.stdout.readline() if process.stdout else ""
-        match = re.search(r"listens on (\S+)", line)
-        if match is None:
-            sys.exit(f"{command} did not start: {line}")
-        yield match[1], process.pid
-
-
-@contextlib.contextmanager
-def _running(command: Sequence[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
-    inherited = {name: value for name, value in os.environ.items() if name != "JOURNAL_STREAM"}
-    with subprocess.Popen(command, env={**inherited, **environment}, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
+    command = [_path("nginx"), "-e", f"{folder}/nginx.log", "-c", str(folder / "nginx.conf")]
+    with running(command) as process:
+        wait_for(port, process)
+        yield f"http://127.0.0.1:{port}/RPC2"
 
 
 def _compare(candidates: Sequence[Candidate], clients: int, rounds: int, seconds: int, folder: Path) -> None:
