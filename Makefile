@@ -10,7 +10,7 @@ VENV    ?= .venv
 PIP_ARGS ?=
 BIN      = $(VENV)/bin
 
-.PHONY: demo test lint programs install uninstall clean
+.PHONY: demo test lint programs install install-places install-environment install-files uninstall clean
 
 demo: $(VENV)/.demo $(VENV)/.novnc
 	@$(BIN)/python -m vnctoken.sandbox.demo $(if $(ONCE),--once) $(if $(VNC),--vnc $(VNC))
@@ -74,9 +74,13 @@ PROXYLOGS = /etc/logrotate.d/vnctoken-websockify
 # The environment grows beside the one in use and takes its place when it is complete.
 GROWING   = $(abspath $(DESTDIR)$(VENVDIR)).new
 
-install:
+install: install-environment install-files
+
+install-places:
 	@case "$$DESTDIR" in *[!A-Za-z0-9/._+~-]*) echo 'DESTDIR: letters, digits and /._+~- only' >&2; exit 1;; esac
 	@case "$${PREFIX-/usr}" in [!/]*|*[!A-Za-z0-9/._+-]*|'') echo 'PREFIX: an absolute path, letters, digits and /._+- only' >&2; exit 1;; esac
+
+install-environment: install-places
 	rm -rf '$(GROWING)'
 	$(PYTHON) -m venv '$(GROWING)'
 # From a copy: setuptools leaves build/ and *.egg-info in the tree it builds.
@@ -93,6 +97,11 @@ install:
 	chmod -R u=rwX,go=rX '$(GROWING)'
 	rm -rf '$(DESTDIR)$(VENVDIR)'
 	mv '$(GROWING)' '$(DESTDIR)$(VENVDIR)'
+	@case $$(readlink -f '$(DESTDIR)$(VENVDIR)/bin/python') in "$$HOME"/*|/home/*) \
+	    echo 'The service cannot run a Python in a home directory: make install PYTHON=/usr/bin/python3' >&2;; \
+	esac
+
+install-files: install-places
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants' \
 	    '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(DOCDIR)/docs' '$(DESTDIR)$(dir $(CONF))' '$(DESTDIR)$(dir $(LOGROTATE))'
 # -I: neither the current directory nor PYTHON* variables have a say in what runs.
@@ -132,10 +141,7 @@ install:
 	settle logrotate/vnctoken-websockify '$(PROXYLOGS)' logrotate-websockify 0644; \
 	if [ "$$(id -u)" = 0 ] && getent group oneadmin >/dev/null; then \
 	    chgrp oneadmin '$(DESTDIR)$(CONF)'* '$(DESTDIR)$(PROXYENV)'*; \
-	fi; \
-	case $$(readlink -f '$(DESTDIR)$(VENVDIR)/bin/python') in "$$HOME"/*|/home/*) \
-	    echo 'The service cannot run a Python in a home directory: make install PYTHON=/usr/bin/python3' >&2;; \
-	esac
+	fi
 	@$(if $(DESTDIR),:,if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi)
 
 uninstall:

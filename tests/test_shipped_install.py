@@ -191,7 +191,7 @@ def test_changed_configurations_survive_and_get_the_new_ones_beside_them(install
     rotating = ("etc/logrotate.d/vnctoken", "etc/logrotate.d/vnctoken-websockify")
     for file in (*mine, *rotating):
         (stage.destdir / file).write_bytes(mine.get(file, b"# mine\n"))
-    said = stage.make("install")
+    said = stage.make("install-files")
     for file, text in mine.items():
         kept = stage.destdir / file
         assert kept.read_bytes() == text
@@ -215,7 +215,7 @@ def test_configurations_as_shipped_by_the_version_before_are_replaced(installed,
     for file in (CONF, PROXY_ENV):
         (stage.destdir / file).write_bytes(b"# as it was\n")
         (stage.usr / "share" / "vnctoken" / Path(file).name).write_bytes(b"# as it was\n")
-    assert "Kept" not in stage.make("install")
+    assert "Kept" not in stage.make("install-files")
     for file in (CONF, PROXY_ENV):
         assert (stage.destdir / file).read_bytes() == (ROOT / file).read_bytes()
     assert stage.files() == installed.files()
