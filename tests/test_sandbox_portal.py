@@ -4,9 +4,19 @@ import contextlib
 import http.client
 import json
 import sys
+import threading
+import warnings
+from xmlrpc.server import SimpleXMLRPCServer
 
 import pytest
 from conftest import START_SECONDS, free_port, running, vnctoken_server
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+
+with warnings.catch_warnings():
+    # Twisted's own modules use what it has deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from vnctoken.sandbox.portal import ANSWER_SECONDS, Cloud, ProblemError
 
 WEBSOCKET = "ws://127.0.0.1:1/websockify"
 
@@ -124,7 +134,7 @@ def test_nobody_gets_a_console_without_logging_in_nor_after_logging_out(visitor)
     assert visitor.ask("console", id=0) == (401, {"error": "Please log in."})
 
 
-@pytest.mark.parametrize("vm_id", ["0", None, True, 1.5, [0]])
+@pytest.mark.parametrize("vm_id", ["0", None, True, 1.5, [0], -1, 2**31])
 def test_what_is_no_vm_number_is_refused(vm_id, visitor):
     visitor.login("alice")
     assert visitor.ask("console", id=vm_id) == (400, {"error": "The number of a VM is expected."})
@@ -160,6 +170,31 @@ def test_vnctoken_being_down_is_named(cloud):
         visitor = Visitor(port)
         visitor.login("alice")
         assert visitor.ask("console", id=0) == (502, {"error": "vnctoken-server does not answer. Is it running?"})
+
+
+def test_a_service_that_hangs_is_given_up_on():
+    reactor = MemoryReactorClock()
+    url = "http://127.0.0.1:1/RPC2"
+    asked = Deferred.fromCoroutine(Cloud(url, url, reactor).console("alice:secret", 0))
+    reactor.advance(ANSWER_SECONDS - 1)
+    assert not asked.called
+    reactor.advance(1)
+    problems = []
+    asked.addErrback(problems.append)
+    assert problems[0].check(ProblemError)
+    assert problems[0].getErrorMessage() == "vnctoken-server does not answer. Is it running?"
+
+
+def test_what_nobody_thought_of_gets_an_answer_too():
+    with SimpleXMLRPCServer(("127.0.0.1", 0), logRequests=False) as strange:
+        strange.register_function(lambda *_: 7, "one.vmpool.info")
+        thread = threading.Thread(target=strange.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{strange.server_address[1]}/RPC2"
+        with portal_of(url, url) as port:
+            status, answer = Visitor(port).login("alice")
+        thread.join()
+    assert (status, answer) == (500, {"error": "The portal has made a mistake. Its log says which."})
 
 
 def test_novnc_is_served_from_where_it_is(cloud, service, tmp_path):

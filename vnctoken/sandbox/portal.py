@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyone
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.error import CannotListenError, ConnectError, ConnectionLost
 from twisted.internet.task import react
+from twisted.logger import Logger
 from twisted.web.error import Error as HttpError
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
@@ -37,8 +39,12 @@ if TYPE_CHECKING:
 LOGIN_SECONDS = 3600
 """How long somebody stays logged in."""
 
+ANSWER_SECONDS = 30
+"""How long the cloud may take to answer; vnctoken-server itself waits 25 s for oned."""
+
 _PAGES = Path(__file__).with_name("pages")
 _COOKIE = b"vnctoken_demo"
+_VM_IDS = range(2**31)
 _OF_THE_USER, _ALL, _NOT_DONE = -2, -1, -1
 _HEADERS = {
     b"Cache-Control": b"no-store",
@@ -48,6 +54,8 @@ _HEADERS = {
 }
 _STATE_NAMES = {int(state): state.name for state in pyone.VM_STATE}
 _LCM_STATE_NAMES = {number: name for name, number in LCM_STATES.items()}
+
+_log = Logger()
 
 
 class ProblemError(Exception):
@@ -62,12 +70,13 @@ class Cloud:
     """The cloud's two services, asked in the name of a user."""
 
     def __init__(self, oned: str, vnctoken: str, reactor: Any) -> None:
-        self._oned = Proxy(oned.encode(), connectTimeout=10, reactor=reactor)
-        self._vnctoken = Proxy(vnctoken.encode(), connectTimeout=10, reactor=reactor)
+        self._reactor = reactor
+        self._oned = Proxy(oned.encode(), reactor=reactor)
+        self._vnctoken = Proxy(vnctoken.encode(), reactor=reactor)
 
     async def vms(self, session: str) -> list[dict[str, Any]]:
         """Return the VMs that the user may use; raise ProblemError if oned refuses."""
-        answer = await _asked("oned", self._oned, "one.vmpool.info", session, _OF_THE_USER, _ALL, _ALL, _NOT_DONE)
+        answer = await self._asked("oned", self._oned, "one.vmpool.info", session, _OF_THE_USER, _ALL, _ALL, _NOT_DONE)
         if answer[0] is not True:
             raise ProblemError(403, str(answer[1]))
         try:
@@ -78,17 +87,16 @@ class Cloud:
 
     async def console(self, session: str, vm_id: int) -> Mapping[str, Any]:
         """Return what `one.vm.vnctoken` answers; raise ProblemError with its message if it refuses."""
-        answer = await _asked("vnctoken-server", self._vnctoken, "one.vm.vnctoken", session, vm_id)
+        answer = await self._asked("vnctoken-server", self._vnctoken, "one.vm.vnctoken", session, vm_id)
         if answer[0] is not True:
             raise ProblemError(409, f"{answer[1]} ({answer[2]:#06x})")
         return answer[1]  # type: ignore[no-any-return]
 
-
-async def _asked(who: str, proxy: Proxy, method: str, *arguments: object) -> Any:
-    try:
-        return await proxy.callRemote(method, *arguments)
-    except (ConnectError, ConnectionLost, HttpError, xmlrpc.client.Error, OSError) as error:
-        raise ProblemError(502, f"{who} does not answer. Is it running?") from error
+    async def _asked(self, who: str, proxy: Proxy, method: str, *arguments: object) -> Any:
+        try:
+            return await proxy.callRemote(method, *arguments).addTimeout(ANSWER_SECONDS, self._reactor)
+        except (ConnectError, ConnectionLost, HttpError, DeferredTimeoutError, xmlrpc.client.Error, OSError) as error:
+            raise ProblemError(502, f"{who} does not answer. Is it running?") from error
 
 
 def _described(vm: etree._Element) -> dict[str, Any]:
@@ -135,7 +143,7 @@ class Portal:
     async def console(self, request: Request, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Open a console: here the portal's back end calls vnctoken with its user's session."""
         session, vm_id = self._session(request), asked.get("id")
-        if isinstance(vm_id, bool) or not isinstance(vm_id, int):
+        if isinstance(vm_id, bool) or not isinstance(vm_id, int) or vm_id not in _VM_IDS:
             raise ProblemError(400, "The number of a VM is expected.")
         console = await self._cloud.console(session, vm_id)
         return {
@@ -177,6 +185,10 @@ class _Json(Resource):
             answer = {"error": str(problem)}
         except CancelledError:
             return
+        except Exception:  # noqa: BLE001 (no question is left without an answer)
+            _log.failure("internal error")
+            request.setResponseCode(500)
+            answer = {"error": "The portal has made a mistake. Its log says which."}
         request.setHeader(b"Content-Type", b"application/json")
         request.write(json.dumps(answer).encode())
         request.finish()
