@@ -30,18 +30,17 @@ PASSWORD_FILE_KEY = bytes(int(f"{byte:08b}"[::-1], 2) for byte in (23, 82, 107, 
 # Alice's VMs, each with its VNC server on this machine; argument 1 is a JSON object of their GRAPHICS by VM id.
 ONED = """
 import json, sys
-from twisted.internet import reactor
+from twisted.internet.task import react
 from vnctoken.sandbox.cloud import ALICE, Cloud, Guest, Stay
-from vnctoken.sandbox.listening import listen
+from vnctoken.sandbox.listening import serve
 from vnctoken.sandbox.oned import OnedFactory
 
 guests = [
     Guest(int(vm_id), f"vm-{vm_id}", ALICE, {"TYPE": "VNC", **graphics}, stays=(Stay("127.0.0.1"),))
     for vm_id, graphics in json.loads(sys.argv[1]).items()
 ]
-url = listen(reactor, ("127.0.0.1", 0), OnedFactory(Cloud([ALICE], guests), reactor), None)
-reactor.callWhenRunning(print, f"listens on {url}", flush=True)
-reactor.run()
+where = ("127.0.0.1", 0)
+react(lambda reactor: serve(reactor, "listens on {url}RPC2", where, OnedFactory(Cloud([ALICE], guests), reactor)))
 """
 
 

@@ -16,7 +16,7 @@ from twisted.internet.testing import MemoryReactorClock
 with warnings.catch_warnings():
     # Twisted's own modules use what it has deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from vnctoken.sandbox.portal import ANSWER_SECONDS, Cloud, ProblemError
+    from vnctoken.sandbox.asking import ANSWER_SECONDS, Cloud, ProblemError
 
 WEBSOCKET = "ws://127.0.0.1:1/websockify"
 

@@ -6,17 +6,17 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
 from twisted.internet.task import react
 
 from vnctoken.sandbox.behaviour import UGLY_GUESTS, Behaviour
 from vnctoken.sandbox.cloud import demo_cloud
-from vnctoken.sandbox.listening import address, listen
+from vnctoken.sandbox.listening import address, serve
 from vnctoken.sandbox.oned import OnedFactory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from twisted.internet.defer import Deferred
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -65,13 +65,8 @@ def _factory(reactor: Any, options: argparse.Namespace) -> OnedFactory:
 def main(reactor: Any, *arguments: str) -> Deferred[None]:
     """Run until the process is told to end; exit with a message if the address cannot be had."""
     options = _arguments(arguments)
-    try:
-        url = listen(reactor, options.listen, _factory(reactor, options), options.max_connections)
-    except (OSError, CannotListenError) as error:
-        sys.exit(f"The sandbox cannot listen: {error}")
-    # Not before the reactor handles signals: whoever waits for this line may end us at once.
-    reactor.callWhenRunning(print, f"oned sandbox listens on {url}", flush=True)
-    return Deferred()
+    factory = _factory(reactor, options)
+    return serve(reactor, "oned sandbox listens on {url}RPC2", options.listen, factory, options.max_connections)
 
 
 if __name__ == "__main__":

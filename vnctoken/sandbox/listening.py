@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import socket
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 if TYPE_CHECKING:
@@ -30,17 +33,29 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def listen(reactor: Any, where: tuple[str, int], factory: Factory[Any], max_connections: int | None) -> str:
-    """Listen on a host and port, with or without a limit of connections; return the URL for XML-RPC clients.
+def serve(
+    reactor: Any,
+    announcement: str,
+    where: tuple[str, int],
+    factory: Factory[Any],
+    max_connections: int | None = None,
+) -> Deferred[None]:
+    """Listen on a host and port until the process is told to end, and print the announcement with the URL in it.
 
-    Raises OSError or CannotListenError if the address cannot be had.
+    Exits with a message if the address cannot be had.
     """
     host, port = where
-    if max_connections is None:
-        port = reactor.listenTCP(port, factory, backlog=511, interface=host).getHost().port
-    else:
-        port = LimitedPort(reactor, host, port, factory, max_connections).port
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/RPC2"
+    try:
+        if max_connections is None:
+            port = reactor.listenTCP(port, factory, backlog=511, interface=host).getHost().port
+        else:
+            port = LimitedPort(reactor, host, port, factory, max_connections).port
+    except (OSError, CannotListenError) as error:
+        sys.exit(f"Cannot listen on {host} port {port}: {error}")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    # Not before the reactor handles signals: whoever waits for this line may end us at once.
+    reactor.callWhenRunning(print, announcement.format(url=url), flush=True)
+    return Deferred()
 
 
 class LimitedPort(FileDescriptor):
