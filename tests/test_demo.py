@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import running
+from conftest import free_port, running
 
 DEMO = (sys.executable, "-m", "vnctoken.sandbox.demo")
 
@@ -49,3 +49,11 @@ def test_what_is_no_address_of_a_vnc_server_is_refused():
     with running(*DEMO, "--vnc", "localhost") as demo:
         assert demo.process.wait(30) == 2
         demo.wait_for("argument --vnc: 'localhost' is not HOST:PORT")
+
+
+def test_a_vnc_server_that_does_not_answer_is_named():
+    nobody = f"127.0.0.1:{free_port()}"
+    with running(*DEMO, "--once", "--vnc", nobody) as demo:
+        assert demo.process.wait(60) == 0
+        demo.wait_for(f"The VNC server at {nobody} does not answer. Is it running?")
+        demo.wait_for(f"    [0-9a-f]{{32}}: {nobody}")

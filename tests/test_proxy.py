@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import ROOT, START_SECONDS, Running, free_port, ipv6_loopback, running
+from conftest import ROOT, START_SECONDS, Running, free_port, ipv6_loopback, program, running
 from hypothesis import given
 from hypothesis import strategies as st
 from webservers import until
@@ -99,10 +99,8 @@ def test_websockify_gets_its_options_as_they_are(folder):
 
 
 def test_it_runs_with_the_websockify_of_the_distribution(folder):
+    program("/usr/bin/websockify")
     python = "/usr/bin/python3"
-    here = subprocess.run([python, "-c", "import websockify"], capture_output=True, check=False)
-    if here.returncode:
-        pytest.skip("this distribution's websockify is not installed")
     words = ("--token-plugin", "TokenFile", "--token-source", folder, "127.0.0.1:")
     port = free_port()
     command = (python, "-m", "vnctoken.proxy", *words[:-1], f"{words[-1]}{port}")

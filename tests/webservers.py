@@ -11,7 +11,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, START_SECONDS, Running, free_port, ipv6_loopback, program, running
+
+from vnctoken.sandbox.programs import find_novnc
 
 HOST = "cloud.example.org"
 """The name in the shipped configurations; the tests reach it at 127.0.0.1."""
@@ -157,9 +158,8 @@ def write_nginx_main(folder, names):
 
 def novnc():
     """Return the folder of a noVNC, npm's or else Debian's; skip the test, or fail with CI=true, if there is none."""
-    for folder in (Path(sys.prefix, "node_modules", "@novnc", "novnc"), Path("/usr/share/novnc")):
-        if (folder / "core" / "rfb.js").exists():
-            return folder
+    if folder := find_novnc():
+        return folder
     message = "noVNC is not installed: neither npm's @novnc/novnc in the virtual environment nor Debian's novnc"
     if os.environ.get("CI") == "true":
         pytest.fail(message)

@@ -161,12 +161,6 @@ class _Root(Resource):
         return super().getChildWithDefault(path, request)
 
 
-def find_novnc() -> Path | None:
-    """Return where noVNC is: what npm has put beside this Python's packages, else Debian's; None without either."""
-    places = Path(sys.prefix) / "node_modules" / "@novnc" / "novnc", Path("/usr/share/novnc")
-    return next((place for place in places if (place / "core" / "rfb.js").exists()), None)
-
-
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vnctoken.sandbox.portal", description="A web portal with consoles, to show how one is made."

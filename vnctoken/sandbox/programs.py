@@ -1,4 +1,4 @@
-"""Our programs, run for the time of a block: for the demo and the benchmarks."""
+"""Our programs, run for the time of a block, and where noVNC is: for the demo and the benchmarks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 START_SECONDS = 20
 STOP_SECONDS = 10
@@ -109,3 +109,9 @@ def wait_for(port: int, process: subprocess.Popen[str], log: IO[str] | None = No
                 said = log.read().strip()
             raise StartError(f"nobody listens on 127.0.0.1:{port}: {said or 'see above'}")
         time.sleep(0.05)
+
+
+def find_novnc() -> Path | None:
+    """Return where noVNC is: what npm has put beside this Python's packages, else Debian's; None without either."""
+    places = Path(sys.prefix) / "node_modules" / "@novnc" / "novnc", Path("/usr/share/novnc")
+    return next((place for place in places if (place / "core" / "rfb.js").exists()), None)
