@@ -15,7 +15,7 @@ import yaml
 
 from vnctoken.errors import ConfigError
 from vnctoken.links import token_gets_logged
-from vnctoken.values import PARSERS, integer, log_system, shown
+from vnctoken.values import PARSERS, Listener, integer, log_system, shown
 from vnctoken.vm import LCM_STATES
 
 if TYPE_CHECKING:
@@ -59,10 +59,30 @@ class Config:
     one_xmlrpc_connections: int = 8
     one_xmlrpc_ca: str | None = None
     token_folder_name: str = "sunstone_vnc_tokens"  # noqa: S105 (a folder's name)
+    token_store: str = "folder"  # noqa: S105 (a kind of store)
+    token_ttl: int = 600
+    token_ttl_max: int = 3600
+    tokens_per_vm: int = 8
+    recheck_interval: float = 15
+    subscriber_endpoint: str | None = "tcp://localhost:2101"
+    resolver_listen: Listener | None = None
+    reuse_window: float = 5
+    verify_on_connect: bool = False
+    redis_servers: tuple[tuple[str, int], ...] = (("127.0.0.1", 6379),)
+    redis_sentinel: str | None = None
+    redis_db: int = 0
+    redis_namespace: str = "vnctoken"
+    redis_password_file: str | None = None
+    redis_tls: bool = False
+    redis_ca: str | None = None
+    redis_timeout: float = 2
+    jwt_key_files: tuple[str, ...] = ()
     vnc_ports: range = range(5900, 65536)
     console_states: frozenset[int] = frozenset(LCM_STATES[name] for name in DEFAULT_CONSOLE_STATES)
     vnc_proxy_support_wss: bool = False
     console_url: str | None = None
+    proxy_address: tuple[str, int] = ("127.0.0.1", 29877)
+    public_url: str | None = None
     max_request_bytes: int = 65_536
     max_connections: int = 512
     debug_level: int = 2
