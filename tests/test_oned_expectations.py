@@ -247,6 +247,44 @@ def test_a_pool_wants_all_its_arguments(oned):
     assert fault(oned, "one.vmpool.info", oned.session, -2) == (-501, "Not enough parameters")
 
 
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_set_of_vms_has_those_that_are_there_and_the_user_may_see(oned, extended):
+    wanted = [oned.vm_id, NO_SUCH_VM, *([] if oned.forbidden_vm_id is None else [oned.forbidden_vm_id])]
+    success, xml, code = ask(oned, "one.vmpool.infoset", oned.session, ",".join(map(str, wanted)), extended)
+    assert (success, code) == (True, 0)
+    pool = etree.fromstring(xml)
+    assert pool.tag == "VM_POOL"
+    (vm,) = pool.findall("VM")
+    assert int(vm.findtext("ID")) == oned.vm_id
+    assert vm.findtext("STATE").isdigit()
+    assert vm.findtext("LCM_STATE").isdigit()
+    assert len(vm.find("MONITORING")) == 0
+    assert (vm.find("PERMISSIONS") is not None) is extended
+
+
+def test_a_set_of_no_vms_is_an_empty_pool(oned):
+    assert ask(oned, "one.vmpool.infoset", oned.session, "", False) == [True, "<VM_POOL></VM_POOL>", 0]
+    assert ask(oned, "one.vmpool.infoset", oned.session, str(NO_SUCH_VM), False)[1] == "<VM_POOL></VM_POOL>"
+
+
+def test_a_set_of_vms_wants_to_be_told_how_much_of_them(oned):
+    assert fault(oned, "one.vmpool.infoset", oned.session, "0") == (-501, "Not enough parameters")
+
+
+def test_a_set_of_vms_is_told_to_users_only(oned):
+    assert ask(oned, "one.vmpool.infoset", oned.wrong_session, "0", False)[2] == 0x100
+
+
+def test_a_vm_that_is_not_there_cannot_be_changed(oned):
+    assert ask(oned, "one.vm.action", oned.session, "resume", NO_SUCH_VM) == [
+        False,
+        f"[one.vm.action] Error getting virtual machine [{NO_SUCH_VM}].",
+        0x400,
+        NO_SUCH_VM,
+        -1,
+    ]
+
+
 def test_the_connection_ends_after_each_answer(oned):
     body = xmlrpc.client.dumps((oned.session,), "one.system.version").encode()
     head, _, answer = oned.exchange(request_of(body)).partition(b"\r\n\r\n")

@@ -153,6 +153,12 @@ def test_a_success_has_three_elements():
     assert method is None
 
 
+def test_a_success_may_be_a_number():
+    body = Answer(success=True, number=7).body
+    assert xmlrpc.client.loads(body)[0] == ([True, 7, 0],)
+    assert b"<i4>7</i4>" in body
+
+
 def test_an_error_has_five_elements_the_last_an_i8():
     body = Answer(success=False, text="no", code=1024, object_id=7).body
     assert xmlrpc.client.loads(body)[0] == ([False, "no", 1024, 7, -1],)

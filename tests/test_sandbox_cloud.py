@@ -1,6 +1,11 @@
 """Who may log in to the sandbox's cloud, who may use which VM, and what the standard cloud holds."""
 
+import base64
+import hashlib
+from dataclasses import replace
+
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from vnctoken.sandbox.behaviour import UGLY_GUESTS, Kind
 from vnctoken.sandbox.cloud import (
@@ -13,11 +18,14 @@ from vnctoken.sandbox.cloud import (
     Cloud,
     Group,
     Guest,
+    Right,
     User,
     demo_cloud,
+    demo_cloud_with_screens,
 )
 
 CLOUD = demo_cloud()
+NOW = 1_799_999_999
 
 
 @pytest.mark.parametrize(
@@ -30,7 +38,7 @@ CLOUD = demo_cloud()
     ],
 )
 def test_a_session_belongs_to_the_user_with_that_password(session, user):
-    assert CLOUD.who_is(session) == user
+    assert CLOUD.who_is(session, NOW) == user
 
 
 @pytest.mark.parametrize(
@@ -51,7 +59,63 @@ def test_a_session_belongs_to_the_user_with_that_password(session, user):
 )
 def test_any_other_session_belongs_to_nobody(session):
     """Among them a disabled user's, and a server account's own password."""
-    assert CLOUD.who_is(session) is None
+    assert CLOUD.who_is(session, NOW) is None
+
+
+# Made by OpenNebula's own code for the password of SERVERADMIN; good until 1_800_000_000.
+FOR_ALICE = "3wGIzKFbnxM2QjDRIEI92w3wlt2r4lZyBHZwEZSQmVo="
+FOR_SERVERADMIN = "ay78BZPm4uJmDVERKllISq/nztrvGK2jtkO9OpmG2aTxE0X1NvUM1KHGcq96qYvS"
+
+
+@pytest.mark.parametrize(
+    ("session", "user"),
+    [
+        (f"serveradmin:alice:{FOR_ALICE}", ALICE),
+        (f"serveradmin:serveradmin:{FOR_SERVERADMIN}", SERVERADMIN),
+        # oned does not look at the target inside.
+        (f"serveradmin:bob:{FOR_ALICE}", BOB),
+        (f"serveradmin:oneadmin:{FOR_ALICE}", ONEADMIN),
+    ],
+)
+def test_a_server_logs_in_for_any_user_until_its_token_expires(session, user):
+    assert CLOUD.who_is(session, NOW) == user
+    assert CLOUD.who_is(session, NOW + 1) is None
+
+
+def login(plain, password=SERVERADMIN.password):
+    """Return what a server makes of a text with its password."""
+    secret = hashlib.sha256(password.encode()).hexdigest().encode()
+    encryptor = Cipher(algorithms.AES(secret[:32]), modes.CBC(secret[:16])).encryptor()
+    padding = 16 - len(plain) % 16
+    return base64.b64encode(encryptor.update(plain + bytes([padding]) * padding) + encryptor.finalize()).decode()
+
+
+def test_the_standard_clouds_server_has_the_password_that_the_known_logins_were_made_with():
+    assert login(b"serveradmin:alice:1800000000") == FOR_ALICE
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        "serveradmin",
+        "serveradmin:",
+        "serveradmin:alice",
+        "serveradmin:alice:",
+        "serveradmin:alice:no base64",
+        "serveradmin:alice:AAAA",
+        f"serveradmin:nobody:{FOR_ALICE}",
+        f"serveradmin:alice:{FOR_ALICE[4:]}",
+        f"alice:alice:{FOR_ALICE}",
+        f"serveradmin:alice:{login(b'serveradmin:alice:1800000000', 'wrong')}",
+        f"serveradmin:alice:{login(b'oneadmin:alice:1800000000')}",
+        f"serveradmin:alice:{login(b'serveradmin:alice:soon')}",
+        f"serveradmin:alice:{login(b'serveradmin:alice:')}",
+        f"serveradmin:alice:{login(b'serveradmin')}",
+        f"serveradmin:alice:{login(bytes(range(128, 256)))}",
+    ],
+)
+def test_any_other_login_of_a_server_is_nobodys(session):
+    assert CLOUD.who_is(session, NOW) is None
 
 
 MEMBER = User(10, "member", "x", Group(7, "seven"))
@@ -77,13 +141,21 @@ OPERATOR = User(13, "operator", "x", Group(0, "oneadmin"))
 def test_a_use_bit_that_applies_to_the_user_lets_him_use_the_vm(mode, users):
     """The owner is also a member of the group, and everybody is one of the others."""
     guest = Guest(1, "vm", OWNER, None, mode=mode)
-    allowed = {user.name for user in (OWNER, MEMBER, STRANGER) if CLOUD.may_use(user, guest)}
+    allowed = {user.name for user in (OWNER, MEMBER, STRANGER) if CLOUD.may(user, Right.USE, guest)}
     assert allowed == users
+
+
+@pytest.mark.parametrize(("right", "mode"), [(Right.USE, 0o440), (Right.MANAGE, 0o220), (Right.ADMIN, 0o110)])
+def test_every_right_has_its_own_bit(right, mode):
+    guest = Guest(1, "vm", OWNER, None, mode=mode)
+    assert [allowed for allowed in Right if CLOUD.may(OWNER, allowed, guest)] == [right]
+    assert CLOUD.may(MEMBER, right, guest)
+    assert not CLOUD.may(STRANGER, right, guest)
 
 
 @pytest.mark.parametrize("administrator", [ONEADMIN, OPERATOR])
 def test_an_administrator_may_use_every_vm_and_read_every_account(administrator):
-    assert CLOUD.may_use(administrator, Guest(1, "vm", OWNER, None, mode=0))
+    assert CLOUD.may(administrator, Right.ADMIN, Guest(1, "vm", OWNER, None, mode=0))
     assert CLOUD.may_read_account(administrator, STRANGER)
 
 
@@ -135,3 +207,20 @@ def test_the_standard_cloud_keeps_its_numbers(guest_id, state, lcm_state, port, 
 def test_every_kind_of_behaviour_has_a_vm_of_alices():
     assert {behaviour.kind for behaviour in UGLY_GUESTS.values()} == set(Kind)
     assert all(CLOUD.guest(guest_id).owner == ALICE for guest_id in UGLY_GUESTS)
+
+
+def test_who_watches_is_told_when_a_vm_changes_its_state_and_not_when_only_something_else_does():
+    cloud, told = demo_cloud(), []
+    cloud.watch(lambda before, after: told.append((before, after)))
+    guest = cloud.guest(0)
+    moved = guest.with_screen_at("elsewhere", 5999)
+    cloud.change(moved)
+    assert (cloud.guest(0), told) == (moved, [])
+    off = replace(moved, state=8, lcm_state=0)
+    cloud.change(off)
+    assert told == [(moved, off)]
+
+
+def test_a_vm_that_moves_between_the_hosts_of_the_cloud_with_screens_is_still_on_this_machine():
+    cloud = demo_cloud_with_screens(lambda guest: ("127.0.0.1", 5900))
+    assert [cloud.host(0), cloud.host(1), cloud.host(2)] == ["127.0.0.1", "localhost", None]

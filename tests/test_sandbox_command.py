@@ -1,7 +1,9 @@
 """`python -m vnctoken.sandbox`, as a process."""
 
+import base64
 import contextlib
 import os
+import re
 import signal
 import socket
 import struct
@@ -12,6 +14,7 @@ import xmlrpc.client
 from urllib.parse import urlsplit
 
 import pytest
+import zmq
 from conftest import running
 from lxml import etree
 from PIL import Image
@@ -80,6 +83,47 @@ def test_connections_over_the_limit_wait_until_another_one_ends():
             connection.settimeout(30)
         idle[0].close()
         assert all(b"vnc-plain" in everything(connection) for connection in waiting)
+
+
+def test_it_says_where_it_publishes_events_and_publishes_them_there():
+    with sandbox("--events", "127.0.0.1:0") as (url, process), xmlrpc.client.ServerProxy(url) as server:
+        endpoint = process.wait_for(r"^oned sandbox publishes events at (tcp://127\.0\.0\.1:[1-9]\d+)$").group(1)
+        with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+            subscriber.subscribe(b"EVENT STATE VM/")
+            subscriber.connect(endpoint)
+            deadline = time.monotonic() + 30
+            # What is published before the subscription has arrived is nobody's.
+            while not subscriber.poll(20):
+                assert time.monotonic() < deadline
+                for action in ("poweroff", "resume"):
+                    assert server.one.vm.action("alice:secret", action, 0) == [True, 0, 0]
+            head, message = subscriber.recv_multipart()
+        assert re.fullmatch(rb"EVENT STATE VM/[A-Z]+/[A-Z_]+/0 ", head)
+        assert etree.fromstring(base64.b64decode(message)).findtext("VM/ID") == "0"
+        assert process.stop() == 0
+        assert len(process.lines) == 2
+
+
+def test_an_events_port_that_is_taken_is_named_and_the_exit_code_is_1():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [*COMMAND, "--listen", "127.0.0.1:0", "--events", f"127.0.0.1:{port}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"Cannot publish on 127.0.0.1 port {port}: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_it_can_be_without_a_method():
+    with sandbox("--without", "one.vmpool.infoset") as (url, _), xmlrpc.client.ServerProxy(url) as server:
+        with pytest.raises(xmlrpc.client.Fault, match="not defined"):
+            server.one.vmpool.infoset("alice:secret", "0", False)
+        assert server.one.vmpool.info("alice:secret", -2, -1, -1, -1)[0] is True
 
 
 def test_an_ugly_vm_resets_the_connection():
@@ -276,6 +320,21 @@ def test_without_pillow_there_is_an_oned_but_screens_say_what_is_missing(tmp_pat
     assert "No module named 'PIL'" in result.stderr
     assert "pip install 'vnctoken[demo]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_without_pyzmq_events_say_what_is_missing(tmp_path):
+    (tmp_path / "zmq.py").write_text("raise ModuleNotFoundError(\"No module named 'zmq'\")\n", encoding="utf-8")
+    result = subprocess.run(
+        [*COMMAND, "--listen", "127.0.0.1:0", "--events", "127.0.0.1:0"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "No module named 'zmq'" in result.stderr
+    assert "pip install 'vnctoken[events]'" in result.stderr
 
 
 class LowPorts(Clock):

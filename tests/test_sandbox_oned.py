@@ -202,6 +202,121 @@ def test_user_info_minus_one_is_oneself(asked, name):
     assert etree.fromstring(xml).findtext("NAME") == name
 
 
+class Server:
+    """An oned that is asked more than once, and whose VMs are not always what they were."""
+
+    def __init__(self, **behaviour):
+        self._factory = OnedFactory(demo_cloud(), clock_at(), **behaviour)
+
+    def ask(self, method, *arguments, session="alice:secret"):
+        protocol, transport = self._factory.buildProtocol(None), StringTransport()
+        protocol.makeConnection(transport)
+        protocol.dataReceived(call(method, session, *arguments))
+        return xmlrpc.client.loads(transport.value().partition(b"\r\n\r\n")[2])[0][0]
+
+    def vm(self, guest_id):
+        return etree.fromstring(self.ask("one.vm.info", guest_id, session=ADMIN)[1])
+
+
+ADMIN = "oneadmin:opennebula"
+
+
+def test_an_action_is_answered_with_the_id_and_the_vm_is_then_in_its_new_state():
+    server = Server()
+    assert server.vm(0).findtext("STATE") == "3"
+    assert server.ask("one.vm.action", "poweroff", 0) == [True, 0, 0]
+    assert [server.vm(0).findtext(name) for name in ("STATE", "LCM_STATE", "PREV_STATE")] == ["8", "0", "8"]
+    assert server.ask("one.vm.action", "resume", 0) == [True, 0, 0]
+    assert server.vm(0).findtext("STATE") == "3"
+    assert server.ask("one.vm.action", "terminate", 0) == [True, 0, 0]
+    assert server.vm(0).findtext("STATE") == "6"
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_migration_is_answered_with_the_id_and_the_vm_is_then_on_the_other_host(live):
+    server = Server()
+    # Whether to overcommit, on which datastore, and how: of no effect here.
+    assert server.ask("one.vm.migrate", 0, 1, live, False, -1, 0, session=ADMIN) == [True, 0, 0]
+    vm = server.vm(0)
+    assert [vm.findtext("STATE"), vm.findtext("LCM_STATE")] == ["3", "3"]
+    hosts = [stay.findtext("HOSTNAME") for stay in vm.find("HISTORY_RECORDS")]
+    assert hosts == ["dummy-host-1", "dummy-host-2.example.org"]
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "code", "object_id"),
+    [
+        (
+            ("one.vm.action", "alice:secret", "suspend", 7),
+            'Error performing action "suspend": This action is not available for state POWEROFF',
+            0x800,
+            -1,
+        ),
+        (("one.vm.action", "alice:secret", "dance", 0), 'Action "dance" is not supported', 0x800, -1),
+        (
+            ("one.vm.action", "alice:secret", "poweroff", 4711),
+            "Error getting virtual machine [4711].",
+            0x400,
+            4711,
+        ),
+        (
+            ("one.vm.action", "alice:secret", "poweroff", 9),
+            "User [2] : Not authorized to perform MANAGE VM [9].",
+            0x200,
+            -1,
+        ),
+        (
+            ("one.vm.migrate", "alice:secret", 0, 1, True),
+            "User [2] : Not authorized to perform ADMIN VM [0].",
+            0x200,
+            -1,
+        ),
+        (("one.vm.migrate", ADMIN, 0, 9, True), "Error getting host [9].", 0x400, 9),
+        (("one.vm.migrate", ADMIN, 0, 0, True), "VM is already running on host [0]", 0x800, -1),
+        (("one.vm.migrate", ADMIN, 18, 1, False), "Migrate action is not available for state DONE", 0x800, -1),
+    ],
+)
+def test_a_change_that_is_refused_says_why_and_changes_nothing(question, text, code, object_id):
+    server = Server()
+    before = [etree.tostring(server.vm(guest_id)) for guest_id in (0, 7, 9, 18)]
+    method, session, *arguments = question
+    assert server.ask(method, *arguments, session=session) == [False, f"[{method}] {text}", code, object_id, -1]
+    assert [etree.tostring(server.vm(guest_id)) for guest_id in (0, 7, 9, 18)] == before
+
+
+def ids(document):
+    return [int(vm.findtext("ID")) for vm in etree.fromstring(document)]
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_set_of_vms_has_those_that_the_user_may_see_newest_first_and_the_done_ones_too(extended):
+    server = Server()
+    success, document, code = server.ask("one.vmpool.infoset", "0,18,9,4711,0,20,x,-1,", extended)
+    assert (success, code) == (True, 0)
+    assert ids(document) == [20, 18, 0]
+    assert (etree.fromstring(document)[0].find("PERMISSIONS") is not None) is extended
+    assert ids(server.ask("one.vmpool.infoset", "0,18,9", extended, session=ADMIN)[1]) == [18, 9, 0]
+    assert server.ask("one.vmpool.infoset", "", extended) == [True, "<VM_POOL></VM_POOL>", 0]
+
+
+def test_a_method_that_it_is_told_to_be_without_is_unknown_as_in_an_older_oned():
+    server = Server(without=["one.vmpool.infoset"])
+    with pytest.raises(xmlrpc.client.Fault, match=r"Method 'one\.vmpool\.infoset' not defined") as caught:
+        server.ask("one.vmpool.infoset", "0", False)
+    assert caught.value.faultCode == -506
+    assert server.ask("one.vmpool.info", -2, -1, -1, -1)[0] is True
+
+
+def test_a_servers_login_is_for_the_user_that_it_names_until_it_expires():
+    login = "serveradmin:alice:3wGIzKFbnxM2QjDRIEI92w3wlt2r4lZyBHZwEZSQmVo="
+    assert answer(call("one.vm.info", login, 0))[0] is True
+    assert answer(call("one.vm.info", login, 9))[2] == 0x200
+    protocol, transport = connected(clock_at(1_800_000_000))
+    protocol.dataReceived(call("one.vm.info", login, 0))
+    late = xmlrpc.client.loads(transport.value().partition(b"\r\n\r\n")[2])[0][0]
+    assert late == answer(call("one.vm.info", "alice:wrong", 0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
@@ -213,6 +328,10 @@ def test_user_info_minus_one_is_oneself(asked, name):
         (("one.vm.info", "alice:secret", True), -501, "Parameter that is supposed to be integer is not"),
         (("one.vm.info", "alice:secret", 0, 1), -501, "Parameter that is supposed to be boolean is not"),
         (("one.system.version",), -501, "Not enough parameters"),
+        (("one.vmpool.infoset", "alice:secret", "0"), -501, "Not enough parameters"),
+        (("one.vmpool.infoset", "alice:secret", 0, False), -501, "Parameter that is supposed to be string is not"),
+        (("one.vm.action", "alice:secret", 0, "poweroff"), -501, "Parameter that is supposed to be string is not"),
+        (("one.vm.migrate", "alice:secret", 0, 1), -501, "Not enough parameters"),
     ],
 )
 def test_a_call_with_the_wrong_method_or_arguments_is_a_fault(arguments, code, text):

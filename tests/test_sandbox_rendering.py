@@ -47,7 +47,7 @@ def test_a_pool_has_its_vms_in_short_newest_first_and_hosts_are_cdata():
     assert pool_xml([pending, migrated]) == (
         "<VM_POOL>"
         "<VM><ID>20</ID><UID>2</UID><GID>1</GID><UNAME>alice</UNAME><GNAME>users</GNAME><NAME>vnc-migrated</NAME>"
-        "<LAST_POLL>1790000000</LAST_POLL><STATE>3</STATE><LCM_STATE>3</LCM_STATE><RESCHED>0</RESCHED>"
+        "<LAST_POLL>0</LAST_POLL><STATE>3</STATE><LCM_STATE>3</LCM_STATE><RESCHED>0</RESCHED>"
         "<STIME>1790000000</STIME><ETIME>0</ETIME><DEPLOY_ID>dummy-host-1:vnc-migrated:dummy</DEPLOY_ID>"
         "<TEMPLATE><CPU>0.1</CPU><MEMORY>64</MEMORY><VCPU></VCPU><GRAPHICS><LISTEN><![CDATA[0.0.0.0]]></LISTEN>"
         "<PORT><![CDATA[5920]]></PORT><TYPE><![CDATA[VNC]]></TYPE></GRAPHICS></TEMPLATE><MONITORING/><USER_TEMPLATE/>"
@@ -55,13 +55,31 @@ def test_a_pool_has_its_vms_in_short_newest_first_and_hosts_are_cdata():
         "<HID>1</HID><CID>0</CID><DS_ID>100</DS_ID><VM_MAD><![CDATA[dummy]]></VM_MAD><TM_MAD><![CDATA[dummy]]></TM_MAD>"
         "<ACTION><![CDATA[0]]></ACTION></HISTORY></HISTORY_RECORDS></VM>"
         "<VM><ID>6</ID><UID>2</UID><GID>1</GID><UNAME>alice</UNAME><GNAME>users</GNAME><NAME>vnc-pending</NAME>"
-        "<LAST_POLL>1790000000</LAST_POLL><STATE>1</STATE><LCM_STATE>0</LCM_STATE><RESCHED>0</RESCHED>"
+        "<LAST_POLL>0</LAST_POLL><STATE>1</STATE><LCM_STATE>0</LCM_STATE><RESCHED>0</RESCHED>"
         "<STIME>1790000000</STIME><ETIME>0</ETIME><DEPLOY_ID></DEPLOY_ID>"
         "<TEMPLATE><CPU>0.1</CPU><MEMORY>64</MEMORY><VCPU></VCPU><GRAPHICS><LISTEN><![CDATA[0.0.0.0]]></LISTEN>"
         "<TYPE><![CDATA[VNC]]></TYPE></GRAPHICS></TEMPLATE><MONITORING/><USER_TEMPLATE/><HISTORY_RECORDS/></VM>"
         "</VM_POOL>"
     )
     assert pool_xml([]) == "<VM_POOL></VM_POOL>"
+
+
+def test_an_extended_pool_has_nearly_all_but_the_monitoring_and_the_earlier_history():
+    (vm,) = etree.fromstring(pool_xml([CLOUD.guest(20)], extended=True))
+    full = document(CLOUD.guest(20))
+    assert [element.tag for element in vm] == [element.tag for element in full]
+    assert [len(vm.find("MONITORING")), vm.findtext("LAST_POLL")] == [0, "0"]
+    (stay,) = vm.find("HISTORY_RECORDS")
+    assert etree.tostring(stay) == etree.tostring(full.find("HISTORY_RECORDS")[-1])
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_pool_does_not_tell_the_host_of_a_vcenter_vm(extended):
+    assert "esx7" not in pool_xml([CLOUD.guest(19)], extended=extended)
+
+
+def test_the_short_form_does_not_say_that_a_vm_is_a_vcenters():
+    assert "<USER_TEMPLATE></USER_TEMPLATE>" in pool_xml([CLOUD.guest(19)])
 
 
 def test_template_attributes_are_sorted_by_name():

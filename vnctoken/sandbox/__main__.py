@@ -1,4 +1,4 @@
-"""``python -m vnctoken.sandbox``: run the sandbox's oned in the foreground, if asked to with screens for its VMs."""
+"""``python -m vnctoken.sandbox``: run the sandbox's oned in the foreground, if asked to with screens and events."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from twisted.internet.defer import Deferred
+
+    from vnctoken.sandbox.cloud import Cloud
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -47,26 +49,60 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="HOST:PORT",
         help="like --screens, but that of VM 0 is a VNC server that is there already",
     )
+    parser.add_argument(
+        "--events",
+        type=address,
+        metavar="HOST:PORT",
+        help="publish every change of a VM's state there, as oned does on port 2101; port 0 takes a free one",
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="do not know a method, as an older oned does not know one.vmpool.infoset",
+    )
     return parser.parse_args(arguments)
 
 
-def _factory(reactor: Any, options: argparse.Namespace) -> OnedFactory:
-    behaviour = Behaviour(delay=options.delay)
+def _cloud(reactor: Any, options: argparse.Namespace) -> Cloud:
     if not (options.screens or options.vnc):
-        return OnedFactory(demo_cloud(), reactor, behaviour, UGLY_GUESTS)
+        return demo_cloud()
     try:
         # Not everybody who wants an oned has Pillow and cryptography.
         from vnctoken.sandbox.screens import start_screens  # noqa: PLC0415
     except ImportError as error:
         sys.exit(f"Screens need what is missing here: {error}. Install it with: pip install 'vnctoken[demo]'")
-    return OnedFactory(start_screens(reactor, {0: options.vnc} if options.vnc else {}), reactor, behaviour)
+    return start_screens(reactor, {0: options.vnc} if options.vnc else {})
+
+
+def _publish(reactor: Any, cloud: Cloud, host: str, port: int) -> str:
+    """Publish the changes of the cloud's VMs until the reactor ends; return where."""
+    try:
+        # Not everybody who wants an oned has ZeroMQ.
+        from vnctoken.sandbox.publishing import Publisher  # noqa: PLC0415
+    except ImportError as error:
+        sys.exit(f"Events need what is missing here: {error}. Install it with: pip install 'vnctoken[events]'")
+    try:
+        publisher = Publisher(host, port)
+    except OSError as error:
+        sys.exit(f"Cannot publish on {host} port {port}: {error.strerror}")
+    cloud.watch(publisher.publish)
+    reactor.addSystemEventTrigger("after", "shutdown", publisher.close)
+    return publisher.endpoint
 
 
 def main(reactor: Any, *arguments: str) -> Deferred[None]:
     """Run until the process is told to end; exit with a message if the address cannot be had."""
     options = _arguments(arguments)
-    factory = _factory(reactor, options)
-    return serve(reactor, "oned sandbox listens on {url}RPC2", options.listen, factory, options.max_connections)
+    cloud = _cloud(reactor, options)
+    ugly_guests = {} if options.screens or options.vnc else UGLY_GUESTS
+    factory = OnedFactory(cloud, reactor, Behaviour(delay=options.delay), ugly_guests, options.without)
+    running = serve(reactor, "oned sandbox listens on {url}RPC2", options.listen, factory, options.max_connections)
+    if options.events is not None:
+        endpoint = _publish(reactor, cloud, *options.events)
+        reactor.callWhenRunning(print, f"oned sandbox publishes events at {endpoint}", flush=True)
+    return running
 
 
 if __name__ == "__main__":

@@ -35,17 +35,22 @@ class FaultError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method of oned answers, success or error. `object_id` is the one an error is about, or -1."""
+    """What a method of oned answers, success or error. `object_id` is the one an error is about, or -1.
+
+    `number` is the result of a success that is not a text.
+    """
 
     success: bool
-    text: str
+    text: str = ""
     code: int = 0
     object_id: int = -1
+    number: int | None = None
 
     @cached_property
     def body(self) -> bytes:
         """The answer, as the body of an HTTP message: three elements, or five if it is an error."""
-        values = [boolean(self.success), string(self.text), i4(self.code)]
+        result = string(self.text) if self.number is None else i4(self.number)
+        values = [boolean(self.success), result, i4(self.code)]
         if not self.success:
             values += [i4(self.object_id), i8(-1)]
         return array(*values)

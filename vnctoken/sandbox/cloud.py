@@ -1,7 +1,8 @@
 """Who and what is in the sandbox's cloud, and who may use what; neither XML nor network.
 
-The rules are OpenNebula's: a session is ``user:password``, the password begins after the first colon; user 0
-and everybody in group 0 may do all; anyone else needs one of the USE bits that apply to him.
+The rules are OpenNebula's: a session is ``user:password``, the password begins after the first colon, or that of a
+server for a user, ``server:user:token``; user 0 and everybody in group 0 may do all; anyone else needs one of the
+permission bits that apply to him.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import hmac
 import re
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from vnctoken.sandbox import servercipher
 from vnctoken.sandbox.behaviour import UGLY_GUESTS
 
 if TYPE_CHECKING:
@@ -27,6 +30,14 @@ _ADMINISTRATORS = 0
 _VCENTER_HOST = "VCENTER_ESX_HOST"
 
 
+class Right(IntEnum):
+    """What somebody may do with a VM, as its bit among the three of owner, group or others."""
+
+    USE = 4
+    MANAGE = 2
+    ADMIN = 1
+
+
 @dataclass(frozen=True)
 class Group:
     """A group of users."""
@@ -37,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True)
 class User:
-    """Somebody with an account; only those of the `core` driver log in with their password."""
+    """Somebody with an account; those of the `core` driver log in with their password, a `server_cipher` for others."""
 
     id: int
     name: str
@@ -57,13 +68,14 @@ class Stay:
     """One history record: a VM on a host.
 
     `action` is OpenNebula's number of what ended the stay and `asked_by` who wanted it; 0 and None while
-    nothing did.
+    nothing did. It may still be `under_way`.
     """
 
     host: str
     host_id: int = 0
     action: int = 0
     asked_by: User | None = None
+    under_way: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,10 +130,16 @@ class Guest:
         return replace(moved, stays=(*before, replace(last, host=host)))
 
 
-class Cloud:
-    """The users and VMs of one sandbox."""
+HOSTS: Mapping[int, str] = {0: "dummy-host-1", 1: "dummy-host-2.example.org"}
+"""The hosts of the standard cloud that VMs can be moved to, by id."""
 
-    def __init__(self, users: Iterable[User], guests: Iterable[Guest]) -> None:
+
+class Cloud:
+    """The users, VMs and hosts of one sandbox."""
+
+    def __init__(self, users: Iterable[User], guests: Iterable[Guest], hosts: Mapping[int, str] = HOSTS) -> None:
+        self._hosts = hosts
+        self._watchers: list[Callable[[Guest, Guest], object]] = []
         self._users = {user.id: user for user in users}
         self._users_by_name = {user.name: user for user in self._users.values()}
         self._guests = {guest.id: guest for guest in guests}
@@ -134,26 +152,51 @@ class Cloud:
         """Return the VM with this id, if there is one."""
         return self._guests.get(guest_id)
 
+    def host(self, host_id: int) -> str | None:
+        """Return the name of the host with this id, if there is one."""
+        return self._hosts.get(host_id)
+
+    def change(self, guest: Guest) -> None:
+        """Let a VM be what it is now; `watch` tells those who want to know if it has changed its state."""
+        before = self._guests[guest.id]
+        self._guests[guest.id] = guest
+        if (before.state, before.lcm_state) != (guest.state, guest.lcm_state):
+            for watcher in self._watchers:
+                watcher(before, guest)
+
+    def watch(self, watcher: Callable[[Guest, Guest], object]) -> None:
+        """Call with a VM as it was and as it is now, whenever one changes its state."""
+        self._watchers.append(watcher)
+
     def guests_of(self, user: User) -> list[Guest]:
         """Return the VMs that count for the user's quota: those he owns, without the DONE ones."""
         return [guest for guest in self._guests.values() if guest.owner == user and guest.state != DONE]
 
     def guests_for(self, user: User) -> list[Guest]:
         """Return the VMs that the user may see, the DONE ones included."""
-        return [guest for guest in self._guests.values() if self.may_use(user, guest)]
+        return [guest for guest in self._guests.values() if self.may(user, Right.USE, guest)]
 
-    def who_is(self, session: str) -> User | None:
-        """Return the user that this session string belongs to; None if oned would not authenticate it."""
-        name, colon, password = session.partition(":")
+    def who_is(self, session: str, now: float) -> User | None:
+        """Return the user that this session string is for; None if oned would not authenticate it.
+
+        `now` is in seconds since the epoch: a server's login expires.
+        """
+        name, colon, secret = session.partition(":")
         user = self._users_by_name.get(name)
-        if not colon or user is None or user.auth_driver != "core" or not user.enabled:
+        if not colon or user is None or not user.enabled:
             return None
-        return user if hmac.compare_digest(password.encode(), user.password.encode()) else None
+        if user.auth_driver == "server_cipher":
+            target, _, token = secret.partition(":")
+            good = servercipher.is_good(token, server_user=user.name, password=user.password, now=now)
+            return self._users_by_name.get(target) if good else None
+        if user.auth_driver != "core":
+            return None
+        return user if hmac.compare_digest(secret.encode(), user.password.encode()) else None
 
     @staticmethod
-    def may_use(user: User, guest: Guest) -> bool:
-        """Whether oned lets the user see this VM and its console."""
-        owner_bit, group_bit, other_bit = guest.mode & 0o400, guest.mode & 0o040, guest.mode & 0o004
+    def may(user: User, right: Right, guest: Guest) -> bool:
+        """Whether oned lets the user do this with the VM; USE is enough to see it and its console."""
+        owner_bit, group_bit, other_bit = guest.mode & right << 6, guest.mode & right << 3, guest.mode & right
         return bool(
             user.is_administrator
             or other_bit
@@ -257,4 +300,6 @@ def demo_cloud_with_screens(address: Callable[[Guest], tuple[str, int]]) -> Clou
 
     It is asked once for each VM that has one, in the order of the tables above.
     """
-    return Cloud(_USERS, [guest.with_screen_at(*address(guest)) if guest.has_screen else guest for guest in _GUESTS])
+    guests = [guest.with_screen_at(*address(guest)) if guest.has_screen else guest for guest in _GUESTS]
+    # Two names of this machine: a VM that moves from one to the other still has its screen.
+    return Cloud(_USERS, guests, {0: "127.0.0.1", 1: "localhost"})

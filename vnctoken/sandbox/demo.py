@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+import textwrap
 import xmlrpc.client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,11 +83,11 @@ def _show(started: contextlib.ExitStack, folder: Path, vnc: tuple[str, int] | No
         print(f"       {name:10}{value!r}")
 
     file = folder / "var" / "sunstone_vnc_tokens" / f"one-{VM_ID}"
-    line = file.read_text(encoding="utf-8")
-    if line != f"{result['Token']}: {_joined(result['Host'], result['Port'], bare=True)}\n":
-        raise DemoError(f"{file} holds {line!r}")
-    print(f"\nThe token file, which websockify reads (mode {file.stat().st_mode & 0o777:04o}):\n")
-    print(f"  {file}:\n    {line}", end="")
+    content = file.read_text(encoding="utf-8")
+    if content.splitlines()[1:] != [f"{result['Token']}: {_joined(result['Host'], result['Port'], bare=True)}"]:
+        raise DemoError(f"{file} holds {content!r}")
+    print(f"\nThe token file, which websockify reads but for its comments (mode {file.stat().st_mode & 0o777:04o}):\n")
+    print(f"  {file}:\n{textwrap.indent(content, '    ')}", end="")
 
     greeting = _greeting(websocket, result["Token"])
     if greeting.startswith(b"RFB "):

@@ -15,10 +15,10 @@ from vnctoken.sandbox.cloud import ACTIVE, DONE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vnctoken.sandbox.cloud import Guest, Stay, User
+    from vnctoken.sandbox.cloud import Guest, User
 
 _THEN = 1_790_000_000
-"""When everything in the sandbox happened, in seconds since the epoch: its answers never change."""
+"""When everything in the sandbox happened, in seconds since the epoch: the same question has the same answer."""
 
 _REQUEST_ID = 4880
 _CPU, _MEMORY = 0.1, 64
@@ -60,28 +60,36 @@ def _attributes(values: Mapping[str, str | Mapping[str, str]]) -> str:
     )
 
 
-def guest_xml(guest: Guest) -> str:
-    """Return the ``<VM>`` document of a VM."""
+def guest_xml(guest: Guest, *, before: Guest | None = None, monitored: bool = True) -> str:
+    """Return the ``<VM>`` document of a VM; `before` is what it was when its state has just changed.
+
+    Only ``one.vm.info`` has the values of the monitoring.
+    """
+    return _in_full(guest, guest if before is None else before, _history(guest), monitored=monitored)
+
+
+def _in_full(guest: Guest, before: Guest, history: str, *, monitored: bool) -> str:
+    monitoring = {**_MONITORING, "ID": str(guest.id), **guest.monitoring} if monitored else {}
     return _element(
         "VM",
         _who_and_what(guest)
         + _element("PERMISSIONS", _permissions(guest.mode))
         + _plain(
             {
-                "LAST_POLL": _THEN,
+                "LAST_POLL": _THEN if monitored else 0,
                 "STATE": guest.state,
                 "LCM_STATE": guest.lcm_state,
-                "PREV_STATE": guest.state,
-                "PREV_LCM_STATE": guest.lcm_state,
+                "PREV_STATE": before.state,
+                "PREV_LCM_STATE": before.lcm_state,
                 "RESCHED": 0,
             }
         )
         + _times(guest)
-        + _element("MONITORING", _attributes({**_MONITORING, "ID": str(guest.id), **guest.monitoring}))
+        + _element("MONITORING", _attributes(monitoring))
         + "<SCHED_ACTIONS></SCHED_ACTIONS>"
         + _element("TEMPLATE", _template(guest))
         + _element("USER_TEMPLATE", _attributes(guest.user_template))
-        + _history(guest)
+        + history
         + "<BACKUPS><BACKUP_CONFIG/><BACKUP_IDS></BACKUP_IDS></BACKUPS>",
     )
 
@@ -110,10 +118,17 @@ def _times(guest: Guest) -> str:
     )
 
 
-def pool_xml(guests: Iterable[Guest]) -> str:
-    """Return the ``<VM_POOL>`` document of VMs, in the short form that pools have them in, newest first."""
+def pool_xml(guests: Iterable[Guest], *, extended: bool = False) -> str:
+    """Return the ``<VM_POOL>`` document of VMs, newest first.
+
+    They are in a short form, or extended with nearly all that a VM has, but always with the last history record alone.
+    """
     newest_first = sorted(guests, key=lambda guest: guest.id, reverse=True)
-    return _element("VM_POOL", "".join(_in_short(guest) for guest in newest_first))
+    return _element("VM_POOL", "".join(_extended(guest) if extended else _in_short(guest) for guest in newest_first))
+
+
+def _extended(guest: Guest) -> str:
+    return _in_full(guest, guest, _history(guest, last_alone=True), monitored=False)
 
 
 def _in_short(guest: Guest) -> str:
@@ -121,15 +136,12 @@ def _in_short(guest: Guest) -> str:
     return _element(
         "VM",
         _who_and_what(guest)
-        + _plain({"LAST_POLL": _THEN, "STATE": guest.state, "LCM_STATE": guest.lcm_state, "RESCHED": 0})
+        + _plain({"LAST_POLL": 0, "STATE": guest.state, "LCM_STATE": guest.lcm_state, "RESCHED": 0})
         + _times(guest)
         + _element("TEMPLATE", _plain({"CPU": _CPU, "MEMORY": _MEMORY, "VCPU": ""}) + graphics)
         + "<MONITORING/>"
-        + (
-            "<USER_TEMPLATE/>"
-            if not guest.user_template
-            else _element("USER_TEMPLATE", _attributes(guest.user_template))
-        )
+        # Of what is in it, oned would repeat some attributes for Sunstone and the scheduler, none of which is met here.
+        + ("<USER_TEMPLATE></USER_TEMPLATE>" if guest.user_template else "<USER_TEMPLATE/>")
         + _last_stay_in_short(guest),
     )
 
@@ -174,28 +186,29 @@ def _template(guest: Guest) -> str:
     return _attributes(template)
 
 
-def _history(guest: Guest) -> str:
+def _history(guest: Guest, *, last_alone: bool = False) -> str:
     if not guest.stays:
         return "<HISTORY_RECORDS/>"
-    last = len(guest.stays) - 1
-    done = guest.state == DONE
-    records = [
-        _stay(guest.id, number, stay, left=number < last or done, cleaned_up=done and number == last)
-        for number, stay in enumerate(guest.stays)
-    ]
+    first = len(guest.stays) - 1 if last_alone else 0
+    records = [_stay(guest, number) for number in range(first, len(guest.stays))]
     return _element("HISTORY_RECORDS", "".join(records))
 
 
-def _stay(guest_id: int, number: int, stay: Stay, *, left: bool, cleaned_up: bool) -> str:
+def _stay(guest: Guest, number: int) -> str:
+    stay = guest.stays[number]
+    is_last = number == len(guest.stays) - 1
+    done = guest.state == DONE
+    left = done or not (is_last or stay.under_way)
+    arrived = number == 0 or not guest.stays[number - 1].under_way
     # Only the first host sees a prolog: a live migration brings the disks along.
     prolog = _THEN if number == 0 else 0
-    epilog = _THEN if cleaned_up else 0
+    epilog = _THEN if done and is_last else 0
     asked_by = stay.asked_by
     return _element(
         "HISTORY",
         _plain(
             {
-                "OID": guest_id,
+                "OID": guest.id,
                 "SEQ": number,
                 "HOSTNAME": stay.host,
                 "HID": stay.host_id,
@@ -211,8 +224,8 @@ def _stay(guest_id: int, number: int, stay: Stay, *, left: bool, cleaned_up: boo
                 "DS_ID": 100,
                 "PSTIME": prolog,
                 "PETIME": prolog,
-                "RSTIME": _THEN,
-                "RETIME": _THEN if stay.action else 0,
+                "RSTIME": _THEN if arrived else 0,
+                "RETIME": _THEN if stay.action and not stay.under_way else 0,
                 "ESTIME": epilog,
                 "EETIME": epilog,
                 "ACTION": stay.action,
