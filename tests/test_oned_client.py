@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+from dataclasses import replace
 
 import pyone
 import pytest
@@ -13,10 +14,10 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from vnctoken.errors import ErrorCode, OnedError
-from vnctoken.oned import QUEUE_LENGTH, REFUSALS, Oned
+from vnctoken.oned import BATCH, QUEUE_LENGTH, REFUSALS, Oned
 from vnctoken.sandbox.calls import Answer, FaultError, array, boolean, i4, i8, response, string
 from vnctoken.sandbox.cloud import demo_cloud
-from vnctoken.sandbox.rendering import guest_xml
+from vnctoken.sandbox.rendering import guest_xml, pool_xml
 from vnctoken.wire import read_call
 
 VM_0 = guest_xml(demo_cloud().guest(0))
@@ -414,3 +415,89 @@ def test_after_any_of_these_the_next_question_is_answered():
     desk.ask(1000)
     desk.line.answer(1000)
     assert desk.outcome(1000).state == 3
+
+
+# Many VMs at once.
+
+
+class PoolLine:
+    """A transport to an oned with some VMs, asked in the short form; an older one has no one.vmpool.infoset."""
+
+    def __init__(self, *vm_ids, older=False):
+        self.calls = []
+        self._guests = [replace(demo_cloud().guest(0), id=vm_id) for vm_id in vm_ids]
+        self._older = older
+
+    async def post(self, body):
+        call = read_call(body)
+        self.calls.append((call.method, *call.arguments))
+        match call.method, call.arguments:
+            case "one.vmpool.infoset", [_, str(ids), False] if not self._older:
+                wanted = {int(vm_id) for vm_id in ids.split(",")}
+                found = [guest for guest in self._guests if guest.id in wanted]
+            case "one.vmpool.info", [_, -2, int(first), int(last), -1]:
+                found = [guest for guest in self._guests if first <= guest.id <= last]
+            case method, _:
+                return FaultError(-506, f"Method '{method}' not defined").body
+        return Answer(success=True, text=pool_xml(found)).body
+
+
+def vms_by(line, *vm_ids):
+    return outcome(Deferred.fromCoroutine(Oned(line, Clock(), timeout=1, connections=1).vms("one:two", vm_ids)))
+
+
+def test_many_vms_are_one_question_in_the_short_form():
+    line = PoolLine(0, 1, 7, 2147483647)
+    found = vms_by(line, 7, 1, 4711, 2147483647)
+    assert sorted(found) == [1, 7, 2147483647]
+    assert (found[7].state, found[7].lcm_state, found[7].host, found[7].port) == (3, 3, "dummy-host-1", "5900")
+    assert line.calls == [("one.vmpool.infoset", "one:two", "1,7,4711,2147483647", False)]
+
+
+def test_very_many_vms_are_several_questions():
+    line = PoolLine(*range(BATCH + 5))
+    assert len(vms_by(line, *range(BATCH + 5))) == BATCH + 5
+    assert [call[2].count(",") + 1 for call in line.calls] == [BATCH, 5]
+
+
+def test_about_no_vms_there_is_no_question():
+    line = PoolLine(1)
+    assert vms_by(line) == {}
+    assert line.calls == []
+
+
+def test_an_older_oned_is_asked_for_the_whole_range():
+    line = PoolLine(0, 3, 4, 5, 9, older=True)
+    assert sorted(vms_by(line, 5, 3, 6)) == [3, 5]
+    assert line.calls[-1] == ("one.vmpool.info", "one:two", -2, 3, 6, -1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<VM/>", "<VM_POOL>", "<VM_POOL><VM/></VM_POOL>", "<VM_POOL><VM><ID>x</ID></VM></VM_POOL>"]
+)
+def test_a_pool_that_is_none_is_told_as_that(text):
+    class Broken:
+        async def post(self, _body):
+            return Answer(success=True, text=text).body
+
+    with pytest.raises(OnedError):
+        vms_by(Broken(), 1)
+
+
+def test_other_faults_are_no_sign_of_an_older_oned():
+    class Faulty:
+        async def post(self, _body):
+            return FaultError(-501, "no").body
+
+    with pytest.raises(OnedError, match="XML-RPC fault -501"):
+        vms_by(Faulty(), 1)
+
+
+def test_oned_tells_its_version():
+    class Versioned:
+        async def post(self, body):
+            assert read_call(body).method == "one.system.version"
+            return Answer(success=True, text="6.10.0").body
+
+    asked = Oned(Versioned(), Clock(), timeout=1, connections=1).version("one:two")
+    assert outcome(Deferred.fromCoroutine(asked)) == "6.10.0"

@@ -21,15 +21,23 @@ from vnctoken.errors import (
     VnctokenError,
 )
 from vnctoken.safexml import DocumentError
-from vnctoken.vm import VirtualMachine
+from vnctoken.vm import VirtualMachine, vms_by_id
 from vnctoken.wire import Fault, read_answer, write_call
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from twisted.internet.interfaces import IReactorTime
 
 QUEUE_LENGTH = 256
+
+BATCH = 1000
+"""How many VMs one question is about at most: about 1.3 MB of answer."""
+
+# xmlrpc-c's code for a method that the server does not have and arguments of one.vmpool.info.
+_NO_SUCH_METHOD = -506
+_EVERYBODYS = -2
+_NOT_DONE = -1
 
 REFUSALS: Mapping[type[pyone.OneException], type[VnctokenError]] = {
     pyone.OneAuthenticationException: AuthenticationError,
@@ -44,6 +52,10 @@ REFUSALS: Mapping[type[pyone.OneException], type[VnctokenError]] = {
 _BY_CODE: Mapping[int, tuple[type[VnctokenError], type[pyone.OneException]]] = {
     ours.code: (ours, theirs) for theirs, ours in REFUSALS.items()
 }
+
+
+class _NoSuchMethodError(OnedError):
+    """Raised if oned is older than the method."""
 
 
 class Transport(Protocol):
@@ -75,6 +87,31 @@ class Oned:
         """
         return VirtualMachine.from_xml(await self._call(write_call("one.vm.info", session, vm_id)))
 
+    async def vms(self, session: str, ids: Collection[int]) -> dict[int, VirtualMachine]:
+        """Return those of some VMs that oned knows and the owner of `session` may see, by id.
+
+        They are in oned's short form (see `vms_by_id`). Raises as `vm_info` does.
+        """
+        found: dict[int, VirtualMachine] = {}
+        ordered = sorted(ids)
+        for start in range(0, len(ordered), BATCH):
+            found |= await self._batch(session, ordered[start : start + BATCH])
+        return found
+
+    async def _batch(self, session: str, ids: Sequence[int]) -> dict[int, VirtualMachine]:
+        question = write_call("one.vmpool.infoset", session, ",".join(map(str, ids)), False)
+        try:
+            return vms_by_id(await self._call(question))
+        except _NoSuchMethodError:
+            # An older oned: everybody's VMs in a range of ids, but the DONE ones.
+            question = write_call("one.vmpool.info", session, _EVERYBODYS, ids[0], ids[-1], _NOT_DONE)
+            found = vms_by_id(await self._call(question))
+            return {vm_id: found[vm_id] for vm_id in ids if vm_id in found}
+
+    async def version(self, session: str) -> str:
+        """Return oned's version, such as "6.10.0". Raises as `vm_info` does."""
+        return await self._call(write_call("one.system.version", session))
+
     async def _call(self, request: bytes) -> str:
         if len(self._slots.waiting) >= QUEUE_LENGTH:
             raise OnedError(f"too many calls are waiting for oned ({QUEUE_LENGTH}); try again in a moment")
@@ -104,7 +141,8 @@ def _success(answer: bytes) -> str:
     except DocumentError:
         raise OnedError("oned's answer is not XML-RPC") from None
     except Fault as fault:
-        raise OnedError(f"oned did not accept our question: XML-RPC fault {fault.faultCode}") from None
+        error = _NoSuchMethodError if fault.faultCode == _NO_SUCH_METHOD else OnedError
+        raise error(f"oned did not accept our question: XML-RPC fault {fault.faultCode}") from None
     match value:
         case [True, str(text), *_]:
             return text

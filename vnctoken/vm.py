@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ACTIVE = int(pyone.VM_STATE.ACTIVE)
 
+_MAX_ID_DIGITS = len(str(2**31 - 1))
+
 # BACKUP came with OpenNebula 6.6; pyone 7.3.80 still ends at 68.
 LCM_STATES: Mapping[str, int] = {"BACKUP": 69, **{state.name: int(state) for state in pyone.LCM_STATE}}
 """The life-cycle states of an ACTIVE VM by name."""
@@ -48,6 +50,11 @@ class VirtualMachine:
             root = parse(document.encode())
         except DocumentError:
             raise OnedError("oned answered with a VM that is not XML") from None
+        return cls.from_element(root)
+
+    @classmethod
+    def from_element(cls, root: etree._Element) -> VirtualMachine:
+        """Read a VM element, as `from_xml` does."""
         if root.tag != "VM":
             raise OnedError("oned answered with something that is no VM")
         graphics = _child(root, "TEMPLATE", "GRAPHICS")
@@ -64,6 +71,25 @@ class VirtualMachine:
         )
 
 
+def vms_by_id(document: str) -> dict[int, VirtualMachine]:
+    """Read the XML that `one.vmpool.infoset` and `one.vmpool.info` answer: the VMs by id.
+
+    In their short form the host of a vCenter VM is not the ESX host, as there is no monitoring in it.
+
+    Raises OnedError if this is no pool of VMs.
+    """
+    try:
+        root = parse(document.encode())
+    except DocumentError:
+        raise OnedError("oned answered with a pool of VMs that is not XML") from None
+    if root.tag != "VM_POOL":
+        raise OnedError("oned answered with something that is no pool of VMs")
+    return {
+        _number(element, "ID", _MAX_ID_DIGITS): VirtualMachine.from_element(element)
+        for element in root.iterchildren("VM")
+    }
+
+
 def _child(element: etree._Element | None, *path: str) -> etree._Element | None:
     # Not find(): its paths cost three times as much, and every call reads a dozen.
     for tag in path:
@@ -76,9 +102,9 @@ def _text(element: etree._Element | None, *path: str) -> str:
     return "" if child is None else child.text or ""
 
 
-def _number(root: etree._Element, name: str) -> int:
+def _number(root: etree._Element, name: str, digits: int = 9) -> int:
     text = _text(root, name).strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 10):  # noqa: PLR2004 (a state is a small number)
+    if not (text.isascii() and text.isdigit() and len(text) <= digits):
         raise OnedError(f"oned answered with a VM without a {name}")
     return int(text)
 
