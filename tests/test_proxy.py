@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,16 +17,22 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
+import redis
 from conftest import ROOT, START_SECONDS, Running, free_port, ipv6_loopback, program, running
 from hypothesis import given
 from hypothesis import strategies as st
+from jwcrypto import jwk, jwt
+from test_resolver import resolver
+from twisted.internet.defer import Deferred
 from webservers import until
-from wsclient import GREETING, WebSocket, screen
+from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen
 
 from vnctoken.proxy import main, record_without_tokens, trouble, without_tokens
+from vnctoken.tokens import Grant
+from vnctoken.tokens.jwt import JwtStore
 
 GOOD = "3f786850e387550fdab836ed7e6dc881"
 UNKNOWN = "89e6c98d92887913cadf06b2adb97f26"
@@ -130,6 +138,7 @@ class Leak:
     """Whether the token's fingerprint is logged without --verbose too."""
 
 
+JWT = "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..M2FiYzEyMzQ1Njc4.c2VjcmV0LXNlY3JldC1zZWNyZXQ.dGFnLXRhZy10YWctdGFnLXRh"
 LEAKS = {
     "a good token": Leak(f"GET /websockify?token={GOOD} HTTP/1.1", GOOD, GOOD, quiet=True),
     "an unknown token": Leak(f"GET /websockify?token={UNKNOWN} HTTP/1.1", UNKNOWN, UNKNOWN, quiet=True),
@@ -149,6 +158,7 @@ LEAKS = {
     "an encoded question mark": Leak("GET /websockify%3Ftoken%3Dlet-me-in HTTP/1.1", "let-me-in", None, ""),
     "a path encoded twice": Leak("GET /websockify%253ftoken%253dlet-me-in HTTP/1.1", "let-me-in", None, ""),
     "a token in the path": Leak(f"GET /websockify/{UNKNOWN} HTTP/1.1", UNKNOWN, UNKNOWN, ""),
+    "a JWT in the path": Leak(f"GET /websockify/{JWT} HTTP/1.1", JWT[-20:], JWT, ""),
     "a token as the verb": Leak(f"{UNKNOWN} / HTTP/1.1", UNKNOWN, UNKNOWN),
     "spaces": Leak("GET /websockify?token=let me in HTTP/1.1", "me in", "let me in"),
     "a space, no version": Leak("GET /websockify?token=let me_in", "me_in", "let me_in"),
@@ -221,7 +231,94 @@ def test_syslog_gets_no_token_either(folder):
     assert f"Path: '/websockify?token={fingerprint(GOOD)}'".encode() in message
 
 
+@contextlib.contextmanager
+def json_token_api(folder, port):
+    with resolver(folder / "tokens", {"port": port}) as answering:
+        yield answering.source, answering.tokens[0], answering.process.stop
+
+
+@contextlib.contextmanager
+def token_redis(folder, port):
+    token, redis_port = "A-token_of-ours", free_port()
+    server = (program("redis-server"), "--port", redis_port, "--bind", "127.0.0.1", "--save", "", "--dir", folder)
+    with running(*server, ready="Ready to accept connections") as process:
+        with redis.Redis(port=redis_port) as client:
+            client.set(token, f"127.0.0.1:{port}")
+        yield f"127.0.0.1:{redis_port}", token, process.stop
+
+
+@contextlib.contextmanager
+def jwt_token_api(folder, port):
+    key = folder / "jwt.key"
+    key.write_text(secrets.token_urlsafe(32), encoding="utf-8")
+    key.chmod(0o600)
+    store = JwtStore([str(key)], time.time)
+    issued = Deferred.fromCoroutine(store.issue(Grant(7, "127.0.0.1", port, time.time(), 600)))
+    yield key, issued.result, key.unlink
+
+
+PLUGINS = {"JSONTokenApi": json_token_api, "TokenRedis": token_redis, "JWTTokenApi": jwt_token_api}
+
+
+@contextlib.contextmanager
+def asked(plugin, folder, *options, command=OURS):
+    """Ask for consoles through a plugin, by a good token and wrong ones; and by the good one when who knows it is gone.
+
+    Yield the proxy and what it was asked for, decoded.
+    """
+    with screen() as port, PLUGINS[plugin](folder, port) as (source, token, stop):
+        sent = (UNKNOWN, token[:-1] + "~", "let-me-in", "a%20b%27c", "%22x%22%3Fy", "eyJhbGci.eyJo-o.A_c")
+        env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        with websockify(source, *options, command=command, plugin=plugin, env=env) as proxy:
+            if command == OURS:
+                with contextlib.closing(proxy.console(token)) as console:
+                    assert console.receive_exactly(len(GREETING)) == GREETING
+            for wrong in sent:
+                with pytest.raises(HandshakeRefusedError):
+                    proxy.console(wrong)
+            stop()
+            with pytest.raises(HandshakeRefusedError):
+                proxy.console(token)
+            yield proxy, [token, *map(unquote, sent)]
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_no_plugin_logs_a_token_even_when_what_it_asks_is_down(plugin, tmp_path):
+    with asked(plugin, tmp_path, "--verbose") as (proxy, tokens):
+        for token in tokens:
+            proxy.process.wait_for(rf"\b{fingerprint(token)}\b")
+    for token in tokens:
+        assert token not in proxy.process.output
+        assert quote(token) not in proxy.process.output
+
+
+def test_with_an_rsa_key_its_public_half_makes_no_token_that_opens_anything(tmp_path):
+    """Encrypted tokens are let in for symmetric keys alone (CVE-2022-3102)."""
+    key = jwk.JWK.generate(kty="RSA", size=2048)
+    (tmp_path / "key.pem").write_bytes(key.export_to_pem(private_key=True, password=None))
+    with screen() as port:
+        forged = json.dumps({"host": "127.0.0.1", "port": port})
+        for _ in range(2):
+            sealed = jwt.JWT(header={"alg": "RSA-OAEP", "enc": "A256GCM"}, claims=forged)
+            sealed.make_encrypted_token(jwk.JWK.from_json(key.export_public()))
+            forged = sealed.serialize()
+        with websockify(tmp_path / "key.pem", plugin="JWTTokenApi") as proxy:
+            with pytest.raises(HandshakeRefusedError):
+                proxy.console(forged)
+            proxy.process.wait_for("Expected JWS, got JWE")
+
+
+def test_the_stock_websockify_does_log_the_tokens_that_it_cannot_ask_the_resolver_about(tmp_path):
+    """Were this to change, the test above would prove less."""
+    with asked("JSONTokenApi", tmp_path, command=STOCK) as (proxy, (token, *_)):
+        proxy.process.wait_for(f"Max retries exceeded with url: /token/{token}")
+
+
 REQUESTED = 'http://localhost:80 "GET /tokens?token={} HTTP/1.1" 200 15'
+
+
+ASKED = 'http://127.0.0.1:2647 "GET /token/{} HTTP/1.1" 404 14'
+UNANSWERED = "HTTPConnectionPool(host='127.0.0.1', port=2647): Max retries exceeded with url: /token/{} (Caused by x)"
 
 
 @pytest.mark.parametrize(
@@ -229,6 +326,9 @@ REQUESTED = 'http://localhost:80 "GET /tokens?token={} HTTP/1.1" 200 15'
     [
         ("resolving token 'abc'", "resolving token 'ba7816bf'"),
         (REQUESTED.format("abc"), REQUESTED.format("ba7816bf")),
+        (ASKED.format("abc"), ASKED.format("ba7816bf")),
+        (ASKED.format("a?b=c"), ASKED.format(fingerprint("a?b=c"))),
+        (UNANSWERED.format("a%20b'c"), UNANSWERED.format(fingerprint("a b'c"))),
         (f"[Errno 13] Permission denied: '/tokens/{GOOD}'", "[Errno 13] Permission denied: '/tokens/194ec39e'"),
         ("Path: '/websockify?token='", "Path: '/websockify?...'"),
         ("Path: '/websockify?vm=7'", "Path: '/websockify?...'"),
@@ -267,7 +367,23 @@ def test_whatever_a_token_is_made_of_its_fingerprint_is_what_is_logged(token, en
 
 
 @pytest.mark.parametrize(
-    "piece", ["'", '" 101 -', "?", "%25", "%3f", "token=", "token '", "code 400, message ", "(", "a", "&a=1"]
+    "piece",
+    [
+        "'",
+        '" 101 -',
+        "?",
+        "%25",
+        "%3f",
+        "token=",
+        "token '",
+        "code 400, message ",
+        "(",
+        "a",
+        "&a=1",
+        "://",
+        "/token/",
+        "GET ",
+    ],
 )
 def test_no_request_holds_the_log_up(piece):
     long = piece * (65536 // len(piece))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import subprocess
 
 import pytest
 from conftest import ROOT, free_port, program
+from test_resolver import resolver
+from test_resolver import websockify as asking_websockify
 from test_shipped_nginx import Nginx, write_configuration
 from webservers import HOST, Front, Upstreams, make_certificate, nginx, recorder, web_server, write_nginx_main
-from wsclient import HandshakeRefusedError, WebSocket, websockify
+from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen, websockify
+
+from vnctoken.tokens import fingerprint
 
 NAMES = ("vnctoken", "opennebula-rpc", "console")
 HSTS_OFF, HSTS_ON = "#add_header Strict-Transport-Security", "add_header Strict-Transport-Security"
@@ -81,6 +86,115 @@ def test_just_websockets_are_upgraded(upgrade, connection):
     ((path, headers, _),) = seen
     assert path == "/websockify?token=x"
     assert headers.get_all("Connection") == [connection]
+
+
+# What is in front of "auth_request" and the next line until the operator has a resolver.
+ASKING = (("#auth_request", "auth_request"), ("#set $args", "set $args"))
+
+
+def test_the_resolver_can_be_asked_by_taking_away_two_comment_signs(tmp_path):
+    assert checked(tmp_path, ASKING) == []
+
+
+@pytest.fixture(scope="module")
+def asking(tmp_path_factory):
+    """Run nginx as shipped, with the resolver asked, in front of a websockify and a resolver.
+
+    Return what comes of asking for a console with a query from an address, and the tokens for the clients 127.0.0.1,
+    ::1, somebody else, and everybody.
+    """
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(screen())
+        clients = ("127.0.0.1", "::1", "203.0.113.9", "")
+        grants = [{"port": port, "client": client} for client in clients]
+        answering = stack.enter_context(resolver(tmp_path_factory.mktemp("resolver") / "tokens", *grants))
+        proxy = stack.enter_context(asking_websockify(answering.source))
+        changes = (*ASKING, ("http://127.0.0.1:2647/", f"http://{answering.at}/"))
+        front = stack.enter_context(web_server("nginx", Upstreams(1, 2, proxy.port), changes))
+
+        def status(query, address="127.0.0.1", path="/websockify", **headers):
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            try:
+                console = WebSocket.connect(front.open(address=address), f"{path}?{query}", {"Host": HOST, **named})
+            except HandshakeRefusedError as refused:
+                return refused.status
+            with contextlib.closing(console):
+                assert console.receive_exactly(len(GREETING)) == GREETING
+            return 101
+
+        status.front, status.resolver, status.proxy = front, answering, proxy
+        yield status, answering.tokens
+    for token in answering.tokens:
+        assert token not in front.written + answering.process.output
+
+
+@pytest.mark.parametrize("path", ["/websockify", "/novnc/websockify"])
+def test_a_token_for_one_client_opens_for_that_client_alone(asking, path):
+    status, (ipv4, ipv6, elsewhere, everybody) = asking
+    tokens = (ipv4, ipv6, elsewhere, everybody)
+    opened = {
+        address: [status(f"token={token}", address, path) for token in tokens] for address in ("127.0.0.1", "::1")
+    }
+    assert opened == {"127.0.0.1": [101, 403, 403, 101], "::1": [403, 101, 403, 101]}
+
+
+def test_without_the_web_server_a_token_for_one_client_opens_nothing(asking):
+    status, (_, _, elsewhere, everybody) = asking
+    assert (status.proxy(elsewhere), status.proxy(everybody)) == (False, True)
+
+
+@pytest.mark.parametrize("header", ["X_Real_IP", "x_real_ip", "X_Forwarded_For"])
+def test_what_the_browser_says_of_its_address_does_not_count(asking, header):
+    status, (_, _, elsewhere, _) = asking
+    assert status(f"token={elsewhere}", **{header: "203.0.113.9"}) == 403
+
+
+@pytest.mark.parametrize("token", ["", secrets.token_hex(16), "let%20me%20in", "a?b", "a/../b", "x" * 5000])
+def test_a_token_that_is_none_is_refused_before_the_proxy_sees_it(asking, token):
+    status, _ = asking
+    assert status(f"token={token}") == 403
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("token={ours}&token={theirs}", 101),
+        ("token={theirs}&token={ours}", 403),
+        ("Token={ours}&token={theirs}", 101),
+        ("TOKEN={theirs}&token={ours}", 403),
+        ("x=1&token={ours}", 101),
+        ("%74oken={theirs}&token={ours}", 101),
+        ("%74oken={theirs}", 403),
+    ],
+)
+def test_the_proxy_opens_the_very_token_that_nginx_asked_about(asking, query, expected):
+    """Were it to read another one, it would be the client's own token that is asked about, and a stolen one opened."""
+    status, (ours, _, theirs, _) = asking
+    before = len(status.resolver.process.lines)
+    assert status(query.format(ours=ours, theirs=theirs)) == expected
+    opened = [line for line in status.resolver.process.lines[before:] if line.endswith(" opened")]
+    assert not [line for line in opened if fingerprint(theirs) in line]
+
+
+def test_an_encoded_token_is_the_same_token(asking):
+    status, (ours, *_) = asking
+    assert status(f"token=%{ord(ours[0]):02x}{ours[1:]}") == 101
+
+
+def test_nobody_outside_can_ask_the_resolver(asking):
+    status, (ours, *_) = asking
+    for path in ("/vnctoken-resolver", f"/vnctoken-resolver?token={ours}", f"/token/{ours}"):
+        assert status.front.request("GET", path).status == 404
+
+
+def test_without_a_resolver_consoles_open_as_shipped_and_none_does_where_it_is_to_be_asked():
+    with recorder() as (port, seen):
+        with web_server("nginx", Upstreams(1, 2, port)) as front:
+            assert front.request("POST", "/websockify?token=x", b"").status == 200
+        asked_in_vain = ("http://127.0.0.1:2647/", f"http://127.0.0.1:{free_port()}/")
+        with web_server("nginx", Upstreams(1, 2, port), (*ASKING, asked_in_vain)) as front:
+            assert front.request("POST", "/websockify?token=x", b"").status == 500
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("setting", ["error_log", "access_log"])

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, START_SECONDS, free_port, ipv6_loopback, program, running
+from test_resolver import resolver, without_proxy
+from webservers import replaced
 from wsclient import GREETING, WebSocket, screen
 
 UNIT = ROOT / "systemd" / "vnctoken.service"
@@ -164,13 +166,26 @@ def test_the_proxy_may_write_nothing_and_see_the_token_folder_alone():
 
 
 # What each unit has for itself.
-OWN = {"ExecStart", "RestartPreventExitStatus", "Type", "LimitNOFILE", "SyslogIdentifier"}
+OWN = {"ExecStart", "RestartPreventExitStatus", "Type", "LimitNOFILE", "SyslogIdentifier", "SystemCallFilter"}
+OWN |= {"RuntimeDirectory", "RuntimeDirectoryMode"}
 OWN_PATHS = {"ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths"}
 
 
 @pytest.mark.parametrize("key", sorted({key for where, key in settings(UNIT) if where == "Service"} - OWN - OWN_PATHS))
 def test_what_the_services_unit_takes_away_the_proxys_does_too(key):
     assert words(key, unit=PROXY) == words(key)
+
+
+def test_the_service_may_do_what_libzmq_cannot_do_without_and_the_proxy_may_not():
+    """Its threads set the scheduling policy that they have anyway, and it aborts the process if they may not."""
+    assert words("SystemCallFilter") == [*words("SystemCallFilter", unit=PROXY), "sched_setscheduler"]
+    assert words("RestrictRealtime") == ["yes"]
+
+
+def test_the_resolvers_socket_has_a_place_where_else_nothing_can_be_written():
+    assert words("RuntimeDirectory") == ["vnctoken"]
+    assert words("RuntimeDirectoryMode") == ["0750"]
+    assert "/run" in words("ReadOnlyPaths")
 
 
 def environment(file=""):
@@ -192,13 +207,46 @@ def expanded(key, variables):
     return command[1:]
 
 
+def offered():
+    """Return what the environment file shows: for each name its values, the default first."""
+    found = {}
+    for name, value in re.findall(r"(?m)^#([A-Z]+)=(.*)$", PROXY_ENV.read_text(encoding="utf-8")):
+        found.setdefault(name, []).append(value)
+    return found
+
+
 def test_the_proxys_environment_file_shows_the_defaults_that_are_in_effect_without_it():
-    text = PROXY_ENV.read_text(encoding="utf-8")
-    assert environment(text) == environment(), "every setting is commented out"
-    shown = re.sub(r"(?m)^#(?=[A-Z]+=)", "", text)
-    assert environment(shown) == environment()
-    assert sorted(environment()) == sorted(re.findall(r"(?m)^([A-Z]+)=", shown))
+    assert environment(PROXY_ENV.read_text(encoding="utf-8")) == environment(), "every setting is commented out"
+    assert {name: values[0] for name, values in offered().items()} == environment()
     assert words("EnvironmentFile", unit=PROXY) == ["-/etc/one/vnctoken-websockify.env"]
+
+
+def test_nothing_in_the_proxys_files_is_what_systemd_would_take_for_something_else():
+    """It reads quotes and backslashes in both. "%" means something in the unit, but not in the environment file."""
+    for values in offered().values():
+        for value in values:
+            assert not set("\"'\\") & set(value)
+    assert "%" not in "".join(settings(PROXY)["Service", "Environment"])
+
+
+def test_questions_to_the_resolver_do_not_go_through_a_web_proxy():
+    """JSONTokenApi's HTTP client takes one from the environment, and the token is in the URL."""
+    taken_away = set(words("UnsetEnvironment", unit=PROXY))
+    assert {"HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"} <= taken_away
+
+
+def test_the_proxy_asks_the_resolver_after_one_line_of_its_environment_file_is_put_to_use(tmp_path):
+    _, shown = offered()["TOKENS"]
+    at = f"127.0.0.1:{free_port()}"
+    with screen() as vnc_port, resolver(tmp_path / "tokens", {"port": vnc_port, "single_use": True}) as answering:
+        changed = replaced(shown, [("127.0.0.1:2647", answering.at)])
+        variables = environment(f"TOKENS={changed}\nLISTEN={at}\n")
+        command = (sys.executable, "-m", "vnctoken.proxy", *expanded("ExecStart", variables))
+        with running(*command, ready="proxying from", env=without_proxy()):
+            connection = socket.create_connection(("127.0.0.1", int(at.rpartition(":")[2])), START_SECONDS)
+            token = answering.tokens[0]
+            with contextlib.closing(WebSocket.connect(connection, f"/websockify?token={token}")) as console:
+                assert console.receive_exactly(len(GREETING)) == GREETING
 
 
 def test_the_proxy_listens_where_opennebulas_own_does_not():
@@ -291,4 +339,4 @@ def test_one_mount_around_both_folders_takes_tokens(one_location):
             ok, token, _ = server.one.vm.vnctokenonly("alice:secret", 0)
         assert ok, token
         written = one_location / "var" / "sunstone_vnc_tokens" / "one-0"
-        assert written.read_text(encoding="utf-8") == f"{token}: dummy-host-1:5900\n"
+        assert written.read_text(encoding="utf-8").endswith(f"\n{token}: dummy-host-1:5900\n")

@@ -16,8 +16,9 @@ from twisted.logger import capturedLogs, eventAsText
 from twisted.python.failure import Failure
 
 from vnctoken.consoles import Console
+from vnctoken.httpserver import MAX_HEADER_BYTES, MAX_HEADERS, REQUEST_SECONDS
 from vnctoken.rpc import Rpc
-from vnctoken.web import MAX_HEADER_BYTES, MAX_HEADERS, REQUEST_SECONDS, RpcSite
+from vnctoken.web import RpcSite
 
 LIMIT = 2000
 DRAIN_SECONDS = 5
@@ -637,11 +638,11 @@ class Counting:
         self.asked = 0
         self.written = 0
 
-    async def open(self, session, vm_id):
+    async def open(self, session, vm_id, options):
         self.asked += 1
         await Deferred()
         self.written += 1
-        return Console(vm_id, "host", "VNC", 5900, "", "", wss=False, token="f" * 32)
+        return Console(vm_id, "host", "VNC", 5900, "", "", wss=False, token="f" * 32, ttl=600)
 
 
 def test_the_client_that_leaves_while_oned_is_asked_gets_no_token_and_one_line_in_the_log(events):

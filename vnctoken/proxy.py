@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -11,8 +13,9 @@ import socket
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 from vnctoken.tokens import fingerprint
 
@@ -27,17 +30,24 @@ CHECK_SECONDS = 10
 #   127.0.0.1: Token '...' not found                                    TokenRedis: resolving token '...'
 #   127.0.0.1 - - [...] "GET /websockify?token=... HTTP/1.1" 405 -      --verbose
 #   127.0.0.1 - - [...] code 400, message Bad request syntax ('GET /websockify?token=...')
+# and what the HTTP client below JSONTokenApi logs of its questions to the resolver:
+#   http://127.0.0.1:2647 "GET /token/... HTTP/1.1" 404 14              --verbose
+#   handler exception: [...] Max retries exceeded with url: /token/... (Caused by [...])
 # Repetitions that a client could make long are bounded, so that 64 KiB of quotes take no longer than other requests.
 _NAMED = re.compile(r"(?P<before>\btoken ')(?P<token>.*)'", re.DOTALL | re.IGNORECASE)
 _REFUSED = re.compile(r"(?P<before>\bcode \d{3}, message [^(]{0,40})\(.*\)", re.DOTALL)
+_ASKED = re.compile(r"""(?P<before>(?:\burl: |"GET |://[^\s/]{1,300})/token/)(?P<token>\S+)""")
 _QUERY = re.compile(
     r"""(?P<before> \? | %(?:25)*3f | (?=\btoken=) )    # however it was spelled
         (?P<query> .*? )
         (?P<after> (?:\ HTTP/\d\.\d)?"\ \d{3}\ \S{1,9} | ['")]{0,3} ) $""",
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
-# A token of ours that got somewhere else, such as into the message of an exception.
-_BARE = re.compile(r"(?<![0-9a-z])[0-9a-f]{32}(?![0-9a-z])", re.IGNORECASE)
+# A token of ours, or a JWT, that got somewhere else, such as into the message of an exception.
+_BARE = re.compile(
+    r"(?<![0-9a-z])[0-9a-f]{32}(?![0-9a-z]) | (?<![0-9a-z_-])eyJ[0-9a-z_-]{10,}(?:\.[0-9a-z_-]*){2,4}",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 def without_tokens(text: str) -> str:
@@ -47,6 +57,7 @@ def without_tokens(text: str) -> str:
     """
     text = _NAMED.sub(lambda found: f"{found['before']}{fingerprint(found['token'])}'", text)
     text = _REFUSED.sub(r"\g<before>(...)", text)
+    text = _ASKED.sub(lambda found: f"{found['before']}{fingerprint(unquote(found['token']))}", text)
     text = _QUERY.sub(_shown_query, text)
     return _BARE.sub(lambda found: fingerprint(found[0]), text)
 
@@ -145,6 +156,7 @@ def run(arguments: Sequence[str]) -> int:
     # log, and what is handed to it has to be picklable, or every connection breaks (novnc/websockify#643).
     multiprocessing.set_start_method("fork", force=True)
     os.register_at_fork(after_in_child=_end_when_told)
+    _let_encrypted_tokens_in(arguments)
     sys.argv = [COMMAND, *arguments]
     try:
         websockify.websockify_init()
@@ -156,6 +168,24 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _fail(str(error), 1)
     return 0
+
+
+def _let_encrypted_tokens_in(arguments: Sequence[str]) -> None:
+    """Have JWTTokenApi read encrypted tokens, if its key is a symmetric one.
+
+    jwcrypto refuses them unless a program says that it expects some (CVE-2022-3102), and JWTTokenApi does not say so.
+    With an RSA key that is as well: there whoever has the public half could make tokens.
+    """
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--token-plugin", default="")
+    options.add_argument("--token-source", default="")
+    given, _ = options.parse_known_args(arguments)
+    if not given.token_plugin.endswith("JWTTokenApi"):
+        return
+    with contextlib.suppress(OSError, ModuleNotFoundError):
+        if not Path(given.token_source).read_bytes().lstrip().startswith(b"-----BEGIN"):
+            jwt: Any = import_module("jwcrypto.jwt")
+            jwt.JWT_expect_type = False
 
 
 def _end_when_told() -> None:

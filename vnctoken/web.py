@@ -1,296 +1,79 @@
-"""The HTTP side: which paths and verbs there are, how much a request may weigh, and how long it may take.
-
-twisted.web caps neither bodies nor connections, and its idle timeout starts anew with every byte (so a client that
-sends one a minute stays for ever); both are bounded here.
-"""
+"""The HTTP side: which paths and verbs there are, for calls and for the resolver."""
 
 from __future__ import annotations
 
-from io import BytesIO
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
 from twisted.web import http
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
+
+from vnctoken.errors import VnctokenError
+from vnctoken.httpserver import Answer, BoundedRequest, BoundedSite
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IAddress
-    from twisted.python.failure import Failure
-    from twisted.web.http import Request
-
+    from vnctoken.resolver import Resolver
     from vnctoken.rpc import Rpc
 
-REQUEST_SECONDS = 10
-"""How long a request may take to arrive whole, and how long a connection may stay idle between two."""
-
-MAX_HEADERS = 100
-MAX_HEADER_BYTES = 16_384
-MAX_LENGTH_DIGITS = 4000
+# A question to the resolver is its request line.
+_MAX_QUESTION_BYTES = 1024
+_TOKEN_PATH = b"/token/"
 
 
-class RpcResource(Resource):
+class RpcSite(BoundedSite):
     """The XML-RPC endpoint. POST, and GET with a body for some clients of old."""
 
-    isLeaf = True
-    _log = Logger()
-
-    def __init__(self, rpc: Rpc) -> None:
-        super().__init__()
+    def __init__(self, rpc: Rpc, reactor: Any, *, max_connections: int, max_request_bytes: int) -> None:
+        super().__init__(self._answer, reactor, max_connections=max_connections, max_request_bytes=max_request_bytes)
         self._rpc = rpc
 
-    def render(self, request: _BoundedRequest) -> Any:
-        """Answer a request that has arrived whole."""
+    async def _answer(self, request: BoundedRequest) -> Answer:
+        """Lead every path that starts with /RPC2 to the XML-RPC side; an extra slash before it is forgiven."""
+        if not unquote_to_bytes(request.path).lstrip(b"/").startswith(b"RPC2"):
+            return Answer(b"XML-RPC is at /RPC2\n", status=http.NOT_FOUND)
         if request.method not in (b"POST", b"GET"):
-            request.setHeader(b"Allow", b"GET, POST")
-            return _plain(request, http.NOT_ALLOWED, b"XML-RPC calls are POSTs\n")
-        answering = Deferred.fromCoroutine(self._rpc.answer(request.content.read(), request.getClientAddress().host))
-        # The client that goes away takes its question to oned with it, and no token is written.
-        request.notifyFinish().addErrback(lambda _: answering.cancel())
-        answering.addCallback(self._deliver, request)
-        answering.addErrback(self._fail, request)
-        return NOT_DONE_YET
-
-    def _deliver(self, body: bytes, request: Request) -> None:
-        if request.channel is None:
-            return  # gone, in the moment between the answer and now
-        request.setHeader(b"Content-Type", b"text/xml; charset=utf-8")
-        request.setHeader(b"Content-Length", b"%d" % len(body))
-        request.write(body)
-        request.finish()
-
-    def _fail(self, failure: Failure, request: Request) -> None:
-        if failure.check(CancelledError) and request.channel is None:
-            return
-        self._log.failure("a request could not be answered", failure)
-        if request.channel is None:
-            return
-        _plain(request, http.INTERNAL_SERVER_ERROR, b"internal error\n")
+            allowed = ((b"Allow", b"GET, POST"),)
+            return Answer(b"XML-RPC calls are POSTs\n", status=http.NOT_ALLOWED, headers=allowed)
+        body = await self._rpc.answer(request.content.read(), request.getClientAddress().host)
+        return Answer(body, b"text/xml; charset=utf-8")
 
 
-def _plain(request: Request, code: int, text: bytes) -> int:
-    # Not returned for Twisted to write: it logs the whole request, with its URL, if that is a HEAD.
-    request.setResponseCode(code)
-    request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
-    request.setHeader(b"Content-Length", b"%d" % len(text))
-    request.write(text)
-    request.finish()
-    return NOT_DONE_YET
+class ResolverSite(BoundedSite):
+    """The resolver's endpoint, GET /token/<token>, for websockify's plugin JSONTokenApi: host and port in JSON, or 404.
 
-
-class _BoundedRequest(http.Request):
-    """A request whose body is kept in memory, up to the site's limit, and taken as it is.
-
-    It is twisted.web.http's, without the tree of resources, sessions and encoders that twisted.web.server adds: there
-    is one resource here, and every call would pay for them.
+    With X-Real-IP it is the web server that asks, whether the client at this address may use the token: 200, or 403.
+    nginx's auth_request hands a 403 on to the browser, and makes a 500 of a 404. This answer names no target: whoever
+    is told one has used the token.
     """
 
-    channel: Any  # a _BoundedChannel
-    content: BytesIO
-    _refused = False
+    def __init__(self, resolver: Resolver, reactor: Any, *, max_connections: int) -> None:
+        super().__init__(self._answer, reactor, max_connections=max_connections, max_request_bytes=_MAX_QUESTION_BYTES)
+        self._resolver = resolver
 
-    def gotLength(self, length: int | None) -> None:
-        """Take the body's length, None if it comes in chunks."""
-        self.content = BytesIO()
-        if length is not None and length > self.channel.factory.max_request_bytes:
-            self._refuse()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Take a piece of the body."""
-        if self._refused:
-            return
-        if self.content.tell() + len(data) > self.channel.factory.max_request_bytes:
-            self._refuse()
-        else:
-            self.content.write(data)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Answer the request, now that it is whole.
-
-        Twisted's own reads forms first, and breaks on a multipart Content-Type with no form behind it; here the
-        Content-Type does not count.
-        """
-        if self._refused:
-            self.channel.loseConnection()
-            return
-        self.content.seek(0)
-        self.method, self.uri, self.clientproto = command, path, version
-        self.path = path.partition(b"?")[0]
-        self.process()
-
-    def process(self) -> None:
-        """Lead every path that starts with /RPC2 to the XML-RPC endpoint; an extra slash before it is forgiven."""
-        self.setHeader(b"Date", http.datetimeToString())
-        if unquote_to_bytes(self.path).lstrip(b"/").startswith(b"RPC2"):
-            self.channel.factory.resource.render(self)
-        else:
-            _plain(self, http.NOT_FOUND, b"XML-RPC is at /RPC2\n")
-
-    def _refuse(self) -> None:
-        """Answer at once; what still comes is thrown away, so that the client reads the answer and not a reset."""
-        self._refused = True
-        self.content.close()
-        self.requestHeaders.removeHeader(b"Expect")
-        self.channel.refuse(
-            b"413 Content Too Large", b"a request may have %d bytes\n" % self.channel.factory.max_request_bytes
-        )
-
-
-class _BoundedChannel(http.HTTPChannel):
-    """A connection on which a request must arrive whole in time."""
-
-    factory: RpcSite
-    requestFactory = _BoundedRequest
-    transport: Any
-    totalHeadersSize = MAX_HEADER_BYTES
-    maxHeaders = MAX_HEADERS
-    _busy = False
-    _refused = False
-    _ending = False
-
-    def dataReceived(self, data: bytes) -> None:
-        """Start the clock at a request's first byte; a line end too many after the last one is none."""
-        if not self._busy and data.strip(b"\r\n"):
-            self._begin()
-        super().dataReceived(data)
-
-    def lineReceived(self, line: bytes) -> None:
-        """Take a line of the head, which may begin a request that came together with the one before it."""
-        if line and not self._busy:
-            self._begin()
-        super().lineReceived(line)
-
-    def _begin(self) -> None:
-        self._busy = True
-        self.setTimeout(REQUEST_SECONDS)
-
-    def resetTimeout(self) -> None:
-        """Do nothing: Twisted would start the clock anew at every byte."""
-
-    def headerReceived(self, line: bytes) -> bool:
-        """Take a header; a Content-Length of thousands of digits is more than Python reads."""
-        if len(line) > MAX_LENGTH_DIGITS and line.partition(b":")[0].strip().lower() == b"content-length":
-            self.refuse(b"400 Bad Request", b"the Content-Length is no length\n")
-            self.loseConnection()
-            return False
-        return bool(super().headerReceived(line))
-
-    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002 (Twisted calls us)
-        """Answer a line of the head that is too long; Twisted would close without a word."""
-        self.refuse(b"400 Bad Request", b"a line of the head is longer than %d bytes\n" % self.MAX_LENGTH)
-        self.loseConnection()
-
-    def requestDone(self, request: Request) -> None:
-        """Take the end of an answer."""
-        self._busy = False
-        super().requestDone(request)
-        if self.factory.stopping and not self._busy:
-            self.loseConnection()
-
-    def loseConnection(self) -> None:
-        """End the connection once the client has taken what was written, for which it has as long as for a request."""
-        self._ending = True
-        self.setTimeout(REQUEST_SECONDS)
-        super().loseConnection()
-
-    def timeoutConnection(self) -> None:
-        """End a connection whose request did not arrive in time, or whose answer was not taken."""
-        if self._ending:
-            self.transport.abortConnection()
-            return
-        if self._busy and not self._refused:
-            self.refuse(b"408 Request Timeout", b"a request must arrive within %d seconds\n" % REQUEST_SECONDS)
-        self.loseConnection()
-
-    def refuse(self, status: bytes, text: bytes) -> None:
-        """Write an answer to a request that will not be read."""
-        self._refused = True
-        self.transport.write(_last_words(status, text))
-
-    def stop(self) -> None:
-        """End the connection, after the answer if a request is on its way."""
-        if not self._busy:
-            self.loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Take the end of the connection."""
-        self.factory.forget(self)
-        super().connectionLost(reason)
-
-
-class _Refusal(Protocol):
-    """A connection too many."""
-
-    transport: Any
-
-    def connectionMade(self) -> None:
-        """Say so, and end."""
-        self.transport.write(_last_words(b"503 Service Unavailable", b"too many connections\n"))
-        self.transport.loseConnection()
-
-
-def _last_words(status: bytes, text: bytes) -> bytes:
-    return (
-        b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-        % (status, len(text), text)
-    )
-
-
-class RpcSite(http.HTTPFactory):
-    """The HTTP server: at most `max_connections` connections, and bodies of at most `max_request_bytes` bytes."""
-
-    protocol: Any = _BoundedChannel
-    noisy = False
-    stopping = False
-    _log = Logger()
-
-    def __init__(self, rpc: Rpc, reactor: Any, *, max_connections: int, max_request_bytes: int) -> None:
-        super().__init__(timeout=REQUEST_SECONDS, reactor=reactor)
-        self.resource = RpcResource(rpc)
-        self.max_request_bytes = max_request_bytes
-        self._max_connections = max_connections
-        self._channels: set[_BoundedChannel] = set()
-        self._full = False
-        self._drained: Deferred[None] | None = None
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Return the protocol of a new connection."""
-        if len(self._channels) >= self._max_connections:
-            if not self._full:
-                self._log.warn("{n} connections are open (:max_connections:); more are refused", n=len(self._channels))
-            self._full = True
-            return _Refusal()
-        self._full = False
-        channel: Any = super().buildProtocol(addr)
-        self._channels.add(channel)
-        return channel
-
-    def forget(self, channel: _BoundedChannel) -> None:
-        """Take note of a connection that has ended."""
-        self._channels.discard(channel)
-        if self._drained is not None and not self._channels:
-            drained, self._drained = self._drained, None
-            drained.callback(None)
-
-    async def drain(self, seconds: float) -> None:
-        """End the connections that are idle, and the others after their answers; after so many seconds, at once."""
-        self.stopping = True
-        for channel in list(self._channels):
-            channel.stop()
-        if not self._channels:
-            return
-        self._drained = Deferred()
+    async def _answer(self, request: BoundedRequest) -> Answer:
+        if not request.path.startswith(_TOKEN_PATH):
+            return Answer(b"tokens are at /token/\n", status=http.NOT_FOUND)
+        if request.method != b"GET":
+            # HEAD too: it would use the token, or tell about it without.
+            allowed = ((b"Allow", b"GET"),)
+            return Answer(b"tokens are looked up by GET\n", status=http.NOT_ALLOWED, headers=allowed)
+        # What is no UTF-8 is no token, and is looked up like any other that is none.
+        token = unquote_to_bytes(request.path.removeprefix(_TOKEN_PATH)).decode(errors="replace")
+        clients = request.requestHeaders.getRawHeaders(b"X-Real-IP")
         try:
-            await self._drained.addTimeout(seconds, self.reactor)
-        except DeferredTimeoutError:
-            self._drained = None
-            self._log.warn("{n} calls were cut off: they took longer to finish", n=len(self._channels))
-            for channel in list(self._channels):
-                channel.transport.abortConnection()
+            if clients is None:
+                target = await self._resolver.resolve(token)
+                if target is None:
+                    return Answer(b"no such token\n", status=http.NOT_FOUND)
+                return _json(host=target[0], port=target[1])
+            # Of several, all but one are somebody's invention, and nobody knows which.
+            client = clients[0].decode("latin-1") if len(clients) == 1 else ""
+            if await self._resolver.admit(token, client):
+                return _json()
+            return Answer(b"no such token for this client\n", status=http.FORBIDDEN)
+        except VnctokenError:
+            return Answer(b"this cannot be told now; the log says why\n", status=http.SERVICE_UNAVAILABLE)
 
-    def log(self, request: Request) -> None:
-        """Keep no access log: calls are logged where their meaning is known."""
+
+def _json(**members: str | int) -> Answer:
+    return Answer(json.dumps(members).encode(), b"application/json")
