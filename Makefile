@@ -87,7 +87,7 @@ install-environment: install-places
 	set -e; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
 	cp -R setup.cfg pyproject.toml README.md LICENSE vnctoken twisted "$$tree"; \
 	'$(GROWING)/bin/python' -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
-	    $(PIP_ARGS) "$$tree[tls,proxy]"
+	    $(PIP_ARGS) "$$tree[tls,proxy,login,events,redis,jwt]"
 	'$(GROWING)/bin/python' -B -m pip uninstall --quiet --disable-pip-version-check --yes pip
 # As it will be at its place: the paths of that place, and byte code made now, as the service cannot write there.
 # Byte code goes by hash, so that no time stamp has to survive the move.

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 from vnctoken.sandbox.programs import sandbox, vnctoken_server, vnctoken_websockify
 from vnctoken.tokens import new_token
-from vnctoken.tokens.folder import TokenFolder
+from vnctoken.tokens.files import TokenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def _show_times(server: str, websocket: str, folder: Path, others: Sequence[int], rounds: int) -> None:
-    tokens = TokenFolder(folder / "var" / "sunstone_vnc_tokens")
+    tokens = TokenFiles(folder / "var" / "sunstone_vnc_tokens")
     times: dict[int, list[Times]] = {number: [] for number in others}
     for round_ in range(rounds + 1):
         for number in others:
@@ -160,13 +160,13 @@ def _show_times(server: str, websocket: str, folder: Path, others: Sequence[int]
         print(f"{number:12}{parts}{whole:9.1f}{whole / first:7.2f}")
 
 
-def _set_others(tokens: TokenFolder, folder: Path, number: int) -> None:
+def _set_others(tokens: TokenFiles, folder: Path, number: int) -> None:
     """Make the folder hold this many tokens of other VMs."""
     there = list((folder / "var" / "sunstone_vnc_tokens").glob(f"one-{FIRST_OTHER_VM_ID // 1000}*"))
     for path in there[number:]:
         path.unlink()
     for vm_id in range(FIRST_OTHER_VM_ID + len(there), FIRST_OTHER_VM_ID + number):
-        tokens.put(vm_id, new_token(), "127.0.0.1", 5900)
+        tokens.replace(vm_id, f"{new_token()}: 127.0.0.1:5900\n".encode())
 
 
 def _console(server: str, websocket: str) -> Times:

@@ -125,6 +125,12 @@ def running(*args, ready=None, **popen):
         started.stop()
 
 
+def tokens_in(file):
+    """Return the tokens in a file of the token folder, and where each leads, as websockify reads them."""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return dict(line.split(": ") for line in lines)
+
+
 @dataclass
 class Cloud:
     """A running sandbox oned."""

@@ -8,7 +8,7 @@ import subprocess
 import xml.etree.ElementTree as ET
 
 import pytest
-from conftest import program, vnctoken_server
+from conftest import program, tokens_in, vnctoken_server
 from test_shipped_nginx import nginx_front
 
 RUBY = r"""
@@ -240,7 +240,7 @@ def calls_of(client, folder, url, certificate=None):
 
 def token_of(service, vm_id):
     """Return token and target in a VM's token file."""
-    return (service.tokens / f"one-{vm_id}").read_text(encoding="utf-8").rstrip("\n").split(": ")
+    return list(tokens_in(service.tokens / f"one-{vm_id}").items())[-1]
 
 
 def check(answers, service):
@@ -255,6 +255,7 @@ def check(answers, service):
         "Password": "pässwörd-東京",
         "Wss": False,
         "Token": token,
+        "Ttl": 600,
     }
     deployed = {name.lower(): value for name, value in documented.items()}
     deployed["id"] = deployed.pop("vmid")
@@ -279,6 +280,7 @@ def check(answers, service):
         "PASSWORD": "a<&>b'c",
         "WSS": "false",
         "TOKEN": token,
+        "TTL": "600",
     }
     assert target == "dummy-host-1:5905"
 

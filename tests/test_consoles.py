@@ -4,12 +4,29 @@ import re
 from dataclasses import replace
 
 import pytest
+from memory import MemoryStore
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
+from vnctoken.arguments import Options
 from vnctoken.config import Config
-from vnctoken.consoles import Console, Consoles
-from vnctoken.errors import ActionError, AuthorizationError, ErrorCode, NoExistsError, TokenStoreError
+from vnctoken.consoles import Console, Consoles, Terms
+from vnctoken.errors import (
+    ActionError,
+    AuthenticationError,
+    AuthorizationError,
+    ErrorCode,
+    NoExistsError,
+    OnedError,
+    TokenStoreError,
+)
+from vnctoken.presence import Presence
+from vnctoken.rules import ConsoleRules
+from vnctoken.tokens import Grant, digest, fingerprint
 from vnctoken.vm import VirtualMachine
+
+NOW = 1_795_316_218.5
+SERVICE = "serveradmin:serveradmin:login"
 
 CONSOLE_STATES = Config().console_states
 RUNNING = VirtualMachine(
@@ -33,42 +50,46 @@ class MemoryOned:
 
     async def vm_info(self, session, vm_id):
         self.questions.append((session, vm_id))
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return await self.answer if isinstance(self.answer, Deferred) else self.answer
+        answer = self.answer[vm_id] if isinstance(self.answer, dict) else self.answer
+        if isinstance(answer, Exception):
+            raise answer
+        return await answer if isinstance(answer, Deferred) else answer
 
 
-class MemoryTokens:
-    """Remembers tokens."""
-
-    def __init__(self, error=None):
-        self.error = error
-        self.kept = []
-
-    def put(self, vm_id, token, host, port):
-        if self.error is not None:
-            raise self.error
-        self.kept.append((vm_id, token, host, port))
+def consoles_of(oned, tokens, *, ports=range(5900, 65536), states=CONSOLE_STATES, presence=False, **terms):
+    rules = ConsoleRules(states=states, ports=ports)
+    terms = Terms(**{"ttl": 600, "ttl_max": 3600, "resolved": False, "wss": False} | terms)
+    witness = Presence(oned, lambda: SERVICE, rules) if presence else None
+    return Consoles(oned, tokens, rules=rules, terms=terms, now=lambda: NOW, presence=witness)
 
 
-def opening(answer, *, tokens=None, ports=range(5900, 65536), states=CONSOLE_STATES, wss=False, link=None):  # noqa: PLR0913
+def result_of(coroutine):
+    """Return what a coroutine that waits for nothing returns, or raise what it raises."""
+    results = []
+    Deferred.fromCoroutine(coroutine).addBoth(results.append)
+    (result,) = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+def opening(answer, *, tokens=None, **more):
     """Return the Deferred of VM 7's console."""
-    consoles = Consoles(
-        MemoryOned(answer), MemoryTokens() if tokens is None else tokens, states=states, ports=ports, wss=wss, link=link
-    )
+    consoles = consoles_of(MemoryOned(answer), MemoryStore() if tokens is None else tokens, **more)
     return Deferred.fromCoroutine(consoles.open("alice:secret", 7))
 
 
 def opened(vm=RUNNING, **more):
     """Return VM 7's console, or raise what opening it raises, and check that no token is left then."""
-    tokens = MemoryTokens()
+    tokens = MemoryStore()
     results = []
     opening(vm, tokens=tokens, **more).addBoth(results.append)
     (result,) = results
     if not isinstance(result, Console):
-        assert tokens.kept == []
+        assert tokens.kept == {}
         result.raiseException()
-    assert tokens.kept == [(7, result.token, result.host, result.port)]
+    assert tokens.kept.keys() == {digest(result.token)}
+    assert tokens.grants == [Grant(7, result.host, result.port, NOW, result.ttl, "alice")]
     return result
 
 
@@ -81,13 +102,12 @@ def refusal(vm, error=ActionError, **more):
 def test_a_running_vm_has_a_console_and_its_token_is_kept():
     console = opened()
     assert re.fullmatch("[0-9a-f]{32}", console.token)
-    assert console == Console(7, "dummy-host-1", "VNC", 5900, "0.0.0.0", "s3cr3tpw", False, console.token)
+    assert console == Console(7, "dummy-host-1", "VNC", 5900, "0.0.0.0", "s3cr3tpw", False, console.token, 600)
 
 
 def test_oned_is_asked_with_the_callers_own_session():
     oned = MemoryOned(RUNNING)
-    consoles = Consoles(oned, MemoryTokens(), states={3}, ports=range(5900, 5901), wss=False)
-    Deferred.fromCoroutine(consoles.open("alice:a:b", 7))
+    result_of(consoles_of(oned, MemoryStore()).open("alice:a:b", 7))
     assert oned.questions == [("alice:a:b", 7)]
 
 
@@ -243,14 +263,164 @@ def test_what_oned_refuses_is_refused_in_its_words():
 
 def test_without_a_stored_token_there_is_no_console():
     failures = []
-    opening(RUNNING, tokens=MemoryTokens(TokenStoreError("full"))).addErrback(failures.append)
+    opening(RUNNING, tokens=MemoryStore(TokenStoreError("full"))).addErrback(failures.append)
     assert failures[0].check(TokenStoreError)
 
 
 def test_whoever_goes_away_while_oned_is_asked_leaves_no_token():
-    asked, tokens, failures = Deferred(), MemoryTokens(), []
+    asked, tokens, failures = Deferred(), MemoryStore(), []
     console = opening(asked, tokens=tokens)
     console.addErrback(failures.append)
     console.cancel()
     assert failures[0].check(CancelledError)
-    assert tokens.kept == []
+    assert tokens.kept == {}
+
+
+# How long, how often, for whom
+
+
+def granted(options, **terms):
+    """Return what a token is good for that was asked for with these options."""
+    tokens = MemoryStore()
+    result_of(consoles_of(MemoryOned(RUNNING), tokens, **terms).open("alice:secret", 7, options))
+    (grant,) = tokens.grants
+    return grant
+
+
+def test_a_token_lives_as_long_as_configured_and_the_viewer_is_told():
+    assert (opened(ttl=60).ttl, opened(ttl=0).ttl) == (60, 0)
+
+
+def test_a_caller_may_ask_for_a_shorter_or_longer_life_up_to_the_most():
+    asked = [granted(Options(ttl=ttl), ttl=600, ttl_max=3600).ttl for ttl in (1, 60, 3600, 3601, 2**31 - 1)]
+    assert asked == [1, 60, 3600, 3600, 3600]
+
+
+def test_tokens_for_one_use_or_one_address_are_for_services_that_can_keep_that():
+    grant = granted(Options(single_use=True, client="203.0.113.9"), resolved=True)
+    assert (grant.single_use, grant.client) == (True, "203.0.113.9")
+    for options in (Options(single_use=True), Options(client="203.0.113.9")):
+        oned, tokens = MemoryOned(RUNNING), MemoryStore()
+        with pytest.raises(ActionError, match="single_use and client need a resolver"):
+            result_of(consoles_of(oned, tokens).open("alice:secret", 7, options))
+        assert (oned.questions, tokens.kept) == ([], {})
+
+
+@pytest.mark.parametrize(("session", "user"), [("alice:secret", "alice"), ("no-colon", ""), ("a b:c", "a?b")])
+def test_a_token_knows_whose_it_is(session, user):
+    tokens = MemoryStore()
+    result_of(consoles_of(MemoryOned(RUNNING), tokens).open(session, 7))
+    assert tokens.grants[0].user == user
+
+
+# Taking tokens back
+
+
+def with_tokens(count, answer=RUNNING, vm_id=7):
+    """Return consoles, their store, and the tokens of a VM."""
+    tokens = MemoryStore()
+    consoles = consoles_of(MemoryOned(RUNNING), tokens)
+    issued = [result_of(consoles.open("alice:secret", vm_id)).token for _ in range(count)]
+    return consoles_of(MemoryOned(answer), tokens), tokens, issued
+
+
+def test_whoever_may_open_the_console_takes_all_its_tokens_back():
+    consoles, tokens, _ = with_tokens(3)
+    other = result_of(consoles_of(MemoryOned(replace(RUNNING, port="5901")), tokens).open("bob:secret", 8)).token
+    assert result_of(consoles.revoke("alice:secret", 7)) == 3
+    assert tokens.kept.keys() == {digest(other)}
+
+
+@pytest.mark.parametrize("called", [str, fingerprint, lambda token: fingerprint(token).upper()])
+def test_one_token_is_taken_back_by_itself_or_by_its_fingerprint(called):
+    consoles, tokens, (first, second) = with_tokens(2)
+    assert result_of(consoles.revoke("alice:secret", 7, called(first))) == 1
+    assert tokens.kept.keys() == {digest(second)}
+    assert result_of(consoles.revoke("alice:secret", 7, called(first))) == 0
+
+
+@pytest.mark.parametrize("called", ["", "0", "c", lambda token: digest(token)[:7], digest, lambda token: token[:8]])
+def test_what_names_no_token_takes_none_back(called):
+    consoles, tokens, (token,) = with_tokens(1)
+    assert result_of(consoles.revoke("alice:secret", 7, called(token) if callable(called) else called)) == 0
+    assert len(tokens.kept) == 1
+
+
+def test_the_tokens_of_a_vm_that_is_off_are_taken_back_as_well():
+    consoles, tokens, _ = with_tokens(1, replace(RUNNING, state=8, lcm_state=0))
+    assert result_of(consoles.revoke("alice:secret", 7)) == 1
+    assert tokens.kept == {}
+
+
+@pytest.mark.parametrize(
+    "error", [AuthenticationError("no"), AuthorizationError("no"), NoExistsError("no"), OnedError("no")]
+)
+def test_who_may_not_open_the_console_neither_takes_back_nor_sees_its_tokens(error):
+    consoles, tokens, (token,) = with_tokens(1, error)
+    for asked in (
+        consoles.revoke("eve:secret", 7),
+        consoles.revoke("eve:secret", 7, token),
+        consoles.tokens("eve:secret", 7),
+    ):
+        with pytest.raises(type(error)):
+            result_of(asked)
+    assert len(tokens.kept) == 1
+
+
+def test_the_live_tokens_of_a_vm_are_told():
+    consoles, _, issued = with_tokens(2)
+    live = result_of(consoles.tokens("alice:secret", 7))
+    assert [one.fingerprint for one in live] == [fingerprint(token) for token in issued]
+    assert result_of(consoles.tokens("alice:secret", 8)) == []
+
+
+# Two VMs at one host and port
+
+GONE = NoExistsError("[one.vm.info] Error getting virtual machine [7].")
+
+
+def claimed(seven, *, presence, eight=RUNNING):
+    """Open VM 8's console where VM 7's tokens lead, VM 7 being like this now; return VM 7's tokens that are left."""
+    tokens = MemoryStore()
+    result_of(consoles_of(MemoryOned(RUNNING), tokens).open("alice:secret", 7))
+    result_of(consoles_of(MemoryOned(replace(RUNNING, port="5901")), tokens).open("alice:secret", 7))
+    consoles = consoles_of(MemoryOned({7: seven, 8: eight}), tokens, presence=presence)
+    result_of(consoles.open("bob:secret", 8))
+    return [grant.port for grant in tokens.grants if grant.vm_id == 7]
+
+
+@pytest.mark.parametrize("seven", [GONE, replace(RUNNING, state=8), replace(RUNNING, host="elsewhere")])
+def test_an_earlier_vms_tokens_end_when_another_vm_has_its_host_and_port(seven):
+    assert claimed(seven, presence=True) == [5901]
+
+
+def test_two_live_vms_that_claim_one_host_and_port_are_refused():
+    with pytest.raises(ActionError) as caught:
+        claimed(RUNNING, presence=True)
+    assert str(caught.value) == (
+        "VM 8 and VM 7 both claim port 5900 of dummy-host-1, so neither console is certain to be the right one; the"
+        " cloud's operator has to give one of them another GRAPHICS/PORT or host"
+    )
+
+
+@pytest.mark.parametrize("trouble", [OnedError("down"), AuthenticationError("expired"), AuthorizationError("no")])
+def test_when_oned_tells_the_service_nothing_the_later_vm_has_the_place(trouble):
+    assert claimed(trouble, presence=True) == [5901]
+
+
+def test_without_a_login_of_the_services_own_the_later_vm_has_the_place():
+    assert claimed(RUNNING, presence=False) == [5901]
+
+
+def test_a_vm_does_not_stand_in_its_own_way():
+    consoles, tokens, _ = with_tokens(2)
+    result_of(consoles.open("alice:secret", 7))
+    assert len(tokens.kept) == 3
+
+
+def test_the_other_vm_is_asked_for_with_the_services_own_login():
+    tokens = MemoryStore()
+    result_of(consoles_of(MemoryOned(RUNNING), tokens).open("alice:secret", 7))
+    oned = MemoryOned({7: GONE, 8: RUNNING})
+    result_of(consoles_of(oned, tokens, presence=True).open("bob:secret", 8))
+    assert oned.questions == [("bob:secret", 8), (SERVICE, 7)]

@@ -7,7 +7,7 @@ import signal
 import sys
 
 import pytest
-from conftest import free_port, running, vnctoken_server
+from conftest import free_port, running, tokens_in, vnctoken_server
 from screens import vnc_server
 from twisted.internet.task import Clock
 
@@ -276,7 +276,7 @@ def test_without_novnc_the_portal_says_so_and_shows_the_token(tab, cloud, tmp_pa
             logged_in(tab, portal.wait_for(r"listens on (\S+)").group(1))
             open_console(tab, 0)
             tab.wait_for_text("noVNC is missing: install npm, or Debian's package novnc")
-            token = (service.tokens / "one-0").read_text(encoding="utf-8").partition(":")[0]
+            (token,) = tokens_in(service.tokens / "one-0")
             tab.wait_for_text(f"It opens dummy-host-1:5900 at\nws://127.0.0.1:1/websockify?token={token}")
 
 

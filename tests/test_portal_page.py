@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import pytest
-from conftest import ROOT, free_port, program, running, vnctoken_server
+from conftest import ROOT, free_port, program, running, tokens_in, vnctoken_server
 from screens import BLUE, FAILED, GREEN, RED, Consoles, VncServer, consoles, vnc_server
 from webservers import wait_for_port, write_nginx_main
 
@@ -410,7 +410,7 @@ def test_the_back_end_calls_a_wrong_call_an_error_of_its_own(service):
 
 def test_the_back_end_answers_with_path_and_password(service):
     answer = documented_console(service.url)("alice:secret", 1)
-    token = (service.tokens / "one-1").read_text(encoding="utf-8").partition(":")[0]
+    (token,) = tokens_in(service.tokens / "one-1")
     assert answer == {"path": f"websockify?token={token}", "password": "s3cr3tpw"}
 
 

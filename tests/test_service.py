@@ -8,17 +8,18 @@ import re
 import socket
 import stat
 import sys
+import time
 import xmlrpc.client
 
 import pytest
-from conftest import ROOT, START_SECONDS, running
+from conftest import ROOT, START_SECONDS, running, tokens_in
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.interfaces import IHostnameResolver, IReactorPluggableNameResolver
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Port
 from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.logger import capturedLogs, eventAsText
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -26,7 +27,7 @@ from vnctoken.config import Config
 from vnctoken.errors import ConfigError
 from vnctoken.sandbox.cloud import demo_cloud
 from vnctoken.sandbox.oned import OnedFactory
-from vnctoken.service import SHUTDOWN_SECONDS, make_service
+from vnctoken.service import SHUTDOWN_SECONDS, epoch, make_service
 
 
 @implementer(IHostnameResolver, IReactorPluggableNameResolver)
@@ -90,7 +91,8 @@ def started(tmp_path, network):
     """Return what starts a service on any free port of loopback, with some settings."""
 
     def start(**settings):
-        service = make_service(Config(**{"host": "127.0.0.1", "port": 0, "var": tmp_path, **settings}), network)
+        usual = {"host": "127.0.0.1", "port": 0, "var": tmp_path, "subscriber_endpoint": None}
+        service = make_service(Config(**usual | settings), network)
         service.startService()
         return service
 
@@ -174,7 +176,7 @@ def test_a_call_goes_to_oned_and_leaves_a_token_where_the_proxy_reads(started, n
     success, console, code = wire.answer
     assert (success, code) == (True, 0)
     file = tmp_path / "sunstone_vnc_tokens" / "one-1"
-    assert file.read_text() == f"{console['Token']}: dummy-host-1:5901\n"
+    assert tokens_in(file) == {console["Token"]: "dummy-host-1:5901"}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert console["Wss"] is False
@@ -240,14 +242,131 @@ def test_a_token_folder_that_others_can_read_is_warned_of(started, tmp_path):
     (tmp_path / "sunstone_vnc_tokens").chmod(0o755)
     with capturedLogs() as events:
         started()
-    warnings = [eventAsText(event) for event in events if event["log_level"].name == "warn"]
-    assert len(warnings) == 1
-    assert "mode 0755" in warnings[0]
+    assert "mode 0755" in warnings_in(events)[0]
 
 
 def test_a_token_folder_that_cannot_be_made_is_an_error_before_it_listens(network, tmp_path):
     with pytest.raises(ConfigError, match=":token_folder_name:"):
         make_service(Config(var=tmp_path / "missing"), network)
+
+
+# What else runs.
+
+LOGIN = "serveradmin:serveradmin-secret-for-tests"
+
+
+def warnings_in(events):
+    return [event["log_format"].format(**event) for event in events if event["log_level"].name == "warn"]
+
+
+def with_login(tmp_path, name="sunstone_auth"):
+    (tmp_path / ".one").mkdir()
+    (tmp_path / ".one" / name).write_text(LOGIN + "\n")
+
+
+def test_without_a_login_of_its_own_the_service_says_what_is_off(started, tmp_path):
+    with capturedLogs() as events:
+        started()
+    (warning,) = warnings_in(events)
+    assert warning == (
+        "oned is not asked whether tokens outlive their consoles (:recheck_interval:): there is neither vnctoken_auth"
+        f" nor sunstone_auth in {tmp_path / '.one'}"
+    )
+    with capturedLogs() as events:
+        started(recheck_interval=0)
+    assert warnings_in(events) == []
+
+
+def test_a_login_that_cannot_be_used_turns_off_what_needs_it_and_nothing_else(started, network, tmp_path):
+    (tmp_path / ".one").mkdir()
+    (tmp_path / ".one" / "vnctoken_auth").write_text("no-colon-hunter2")
+    with capturedLogs() as events:
+        started()
+    (warning,) = warnings_in(events)
+    assert "vnctoken_auth" in warning
+    assert "hunter2" not in warning
+    assert answer(network)[0] is True
+
+
+@pytest.mark.parametrize("name", ["vnctoken_auth", "sunstone_auth"])
+def test_with_a_login_oned_is_asked_about_the_tokens_at_each_interval(started, network, tmp_path, name):
+    with_login(tmp_path, name)
+    with capturedLogs() as events:
+        service = started(recheck_interval=15)
+    assert warnings_in(events) == []
+    assert answer(network)[0] is True
+    asked = len(network.tcpClients)
+    network.advance(14.9)
+    assert len(network.tcpClients) == asked
+    network.advance(0.1)
+    assert len(network.tcpClients) == asked + 1
+    service.stopService()
+
+
+def test_what_asks_oned_at_each_connection_needs_a_login(tmp_path, network):
+    config = Config(var=tmp_path, verify_on_connect=True, resolver_listen=("127.0.0.1", 0))
+    with pytest.raises(ConfigError, match=":verify_on_connect: is yes, which needs a login of the service's own"):
+        make_service(config, network)
+
+
+def test_the_resolver_listens_where_the_configuration_says(started, network):
+    started(resolver_listen=("127.0.0.1", 0))
+    calls, resolver = network.ports
+    assert answer_of(calls, b"GET /token/x HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404 Not Found")
+    assert b"XML-RPC is at" in answer_of(calls, b"GET /token/x HTTP/1.1\r\n\r\n")
+    assert b"no such token" in answer_of(resolver, b"GET /token/x HTTP/1.1\r\n\r\n")
+
+
+def answer_of(port, request):
+    """Return what a request is answered at a listening port."""
+    wire = Wire()
+    wire.channel = port.factory.buildProtocol(wire.getPeer())
+    wire.channel.makeConnection(wire)
+    wire.channel.dataReceived(request)
+    return wire.value()
+
+
+@pytest.mark.parametrize("store", ["redis", "jwt"])
+def test_the_store_is_the_one_of_the_configuration(tmp_path, network, store):
+    key = tmp_path / "jwt.key"
+    key.write_text("A" * 43)
+    key.chmod(0o600)
+    with capturedLogs() as events:
+        service = make_service(
+            Config(var=tmp_path, token_store=store, jwt_key_files=(str(key),), subscriber_endpoint=None), network
+        )
+    assert not (tmp_path / "sunstone_vnc_tokens").exists()
+    said = [event["log_format"] for event in events if "until they expire" in event["log_format"]]
+    assert bool(said) == (store == "jwt")
+    assert service.stopService().called
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "which cannot be read: No such file or directory"),
+        (b"\xff", "which cannot be read: it is not UTF-8"),
+        (b"", "but a file with one line, the password, is expected"),
+        (b"\n", "but a file with one line, the password, is expected"),
+        (b"hunter2\nhunter3", "but a file with one line, the password, is expected"),
+    ],
+)
+def test_a_file_without_a_password_for_redis_is_an_error_that_does_not_show_it(tmp_path, network, content, reason):
+    file = tmp_path / "redis-password"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        make_service(Config(var=tmp_path, token_store="redis", redis_password_file=str(file)), network)
+    assert str(caught.value) == f":redis_password_file: is '{file}', {reason}"
+
+
+def test_a_clock_that_is_set_does_not_make_the_services_time_jump():
+    clock = Clock()
+    now = epoch(clock)
+    began = now()
+    assert abs(began - time.time()) < 5
+    clock.advance(3600)
+    assert now() == began + 3600
 
 
 # How it ends.
@@ -309,7 +428,7 @@ def without_pyopenssl(one_location, oned, ready=None):
 def test_an_https_oned_without_pyopenssl_says_what_to_install(tmp_path):
     with without_pyopenssl(tmp_path / "one", "https://localhost:2633/RPC2") as process:
         assert process.process.wait(START_SECONDS) == 78
-    assert "https needs pyOpenSSL: install vnctoken[tls]" in process.output
+    assert "and TLS needs pyOpenSSL: install vnctoken[tls]" in process.output
     assert "Traceback" not in process.output
 
 

@@ -1,32 +1,29 @@
-"""Who may have which console: oned judges the caller, we judge the VM, and a token comes out."""
+"""Who may have which console: oned judges the caller, we judge the VM, and a token comes out, or goes."""
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vnctoken.errors import ActionError, NoExistsError
+from vnctoken.arguments import Options
+from vnctoken.errors import ActionError, OnedError
 from vnctoken.links import console_link
-from vnctoken.tokens import new_token
-from vnctoken.vm import ACTIVE
+from vnctoken.tokens import FINGERPRINT_DIGITS, Grant, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable
 
     from vnctoken.oned import Oned
-    from vnctoken.tokens.folder import TokenFolder
-    from vnctoken.vm import VirtualMachine
+    from vnctoken.presence import Presence
+    from vnctoken.rules import ConsoleRules
+    from vnctoken.tokens import LiveToken, TokenStore
 
-# What a resolver takes for a host name; underscores are common in /etc/hosts.
-_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})", re.ASCII)
-_QUOTED_CHARACTERS = 64
+_QUOTED_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """An opened console: what a viewer needs to connect."""
+    """An opened console: what a viewer needs to connect, within `ttl` seconds (0: at any time)."""
 
     vm_id: int
     host: str
@@ -36,74 +33,124 @@ class Console:
     password: str = field(repr=False)
     wss: bool
     token: str = field(repr=False)
+    ttl: int
     url: str | None = field(default=None, repr=False)
 
 
-class Consoles:
-    """Opens consoles.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What consoles are given out on.
 
-    `states` are the LCM states in which a VM has one, `ports` the TCP ports that may be opened, and `wss` is passed on
-    to viewers: whether the websocket proxy speaks TLS. `link` is the template of the console's URL, if there is one.
+    Tokens live for `ttl` seconds (0: for ever), or as long as the caller asks, up to `ttl_max`. `resolved` says whether
+    there is a resolver to keep what only it can keep. `wss` is passed on to viewers: whether the websocket proxy speaks
+    TLS. `link` is the template of the console's URL, if there is one.
     """
 
-    def __init__(  # noqa: PLR0913 (what it works with, and each rule by its name)
+    ttl: int
+    ttl_max: int
+    resolved: bool
+    wss: bool
+    link: str | None = None
+
+
+class Consoles:
+    """Opens consoles, and takes their tokens back. `now` tells the second of the epoch.
+
+    With `presence`, two live VMs that claim one host and port are told apart; without it the later one has it.
+    """
+
+    def __init__(  # noqa: PLR0913 (what it works with)
         self,
         oned: Oned,
-        tokens: TokenFolder,
+        tokens: TokenStore,
         *,
-        states: Container[int],
-        ports: range,
-        wss: bool,
-        link: str | None = None,
+        rules: ConsoleRules,
+        terms: Terms,
+        now: Callable[[], float],
+        presence: Presence | None = None,
     ) -> None:
         self._oned = oned
         self._tokens = tokens
-        self._states = states
-        self._ports = ports
-        self._wss = wss
-        self._link = link
+        self._rules = rules
+        self._terms = terms
+        self._now = now
+        self._presence = presence
 
-    async def open(self, session: str, vm_id: int) -> Console:
+    async def open(self, session: str, vm_id: int, options: Options = Options()) -> Console:  # noqa: B008 (it is frozen)
         """Return a console of the VM, with a token that the websocket proxy accepts from now on.
 
-        Raises what `Oned.vm_info` raises, NoExistsError if the VM has no VNC graphics, ActionError if it is in no
-        state or on no target for a console, and TokenStoreError.
+        Raises what `Oned.vm_info`, `ConsoleRules.target` and `TokenStore.issue` raise, and ActionError if another live
+        VM is at the same host and port, or if an option cannot be kept here.
         """
+        if (options.single_use or options.client) and not self._terms.resolved:
+            raise ActionError(
+                "The options single_use and client need a resolver, and a store that can keep them (:resolver_listen:,"
+                " :token_store:), which this service does not have; ask for a token without them"
+            )
         vm = await self._oned.vm_info(session, vm_id)
-        if vm.graphics_type.strip().upper() != "VNC":
-            raise NoExistsError(f"Graphics type '{_quoted(vm.graphics_type)}' but 'VNC' expected")
-        if vm.state != ACTIVE or vm.lcm_state not in self._states:
-            raise ActionError(f"Unsupported VM state! STATE:{vm.state} LCM_STATE:{vm.lcm_state}")
-        host, port = _checked_host(vm), self._checked_port(vm)
-        token = new_token()
-        self._tokens.put(vm_id, token, host, port)
-        url = self._link and console_link(self._link, vm_id=vm_id, host=host, port=port, token=token)
-        return Console(vm_id, host, vm.graphics_type, port, vm.listen, vm.password, self._wss, token, url)
+        host, port = self._rules.target(vm)
+        await self._make_room(vm_id, host, port)
+        ttl = self._terms.ttl if options.ttl is None else min(options.ttl, self._terms.ttl_max)
+        grant = Grant(vm_id, host, port, self._now(), ttl, user_name(session), options.single_use, options.client)
+        token = await self._tokens.issue(grant)
+        terms = self._terms
+        url = terms.link and console_link(terms.link, vm_id=vm_id, host=host, port=port, token=token)
+        return Console(vm_id, host, vm.graphics_type, port, vm.listen, vm.password, terms.wss, token, ttl, url)
 
-    def _checked_port(self, vm: VirtualMachine) -> int:
-        # Whoever owns a VM writes any PORT into its template: without this rule port 22 opens the hypervisor's ssh.
-        text = vm.port.strip()
-        if text.isascii() and text.isdigit() and len(text) <= len("65535") and int(text) in self._ports:
-            return int(text)
-        raise ActionError(
-            f"GRAPHICS/PORT is '{_quoted(vm.port)}' but a number from {self._ports[0]} to {self._ports[-1]}"
-            " (:vnc_ports:) expected"
+    async def revoke(self, session: str, vm_id: int, token: str | None = None) -> int:
+        """Take back the VM's tokens, or the one that is given, itself or by its fingerprint; return how many.
+
+        Whoever may open the console may do so. Raises as `Oned.vm_info` and `TokenStore.revoke` do.
+        """
+        await self._oned.vm_info(session, vm_id)
+        if token is None:
+            return await self._tokens.revoke(vm_id)
+        live = await self._tokens.live(vm_id)
+        wanted = frozenset(
+            one.digest
+            for one in live
+            if one.digest == digest(token) or (len(token) == FINGERPRINT_DIGITS and one.fingerprint == token.lower())
         )
+        return await self._tokens.revoke(vm_id, wanted)
+
+    async def tokens(self, session: str, vm_id: int) -> list[LiveToken]:
+        """Return the VM's live tokens. Raises as `Oned.vm_info` and `TokenStore.live` do."""
+        await self._oned.vm_info(session, vm_id)
+        return await self._tokens.live(vm_id)
+
+    async def _make_room(self, vm_id: int, host: str, port: int) -> None:
+        """Take back what other VMs' tokens lead to this host and port: they would open this VM's console.
+
+        Raises ActionError if one of these VMs is there all the same.
+        """
+        for other in await self._tokens.holders(host, port) - {vm_id}:
+            if await self._is_there(other, host, port):
+                raise ActionError(
+                    f"VM {vm_id} and VM {other} both claim port {port} of {host}, so neither console is certain to be"
+                    " the right one; the cloud's operator has to give one of them another GRAPHICS/PORT or host"
+                )
+            stale = [
+                one.digest for one in await self._tokens.live(other) if (one.grant.host, one.grant.port) == (host, port)
+            ]
+            await self._tokens.revoke(other, frozenset(stale))
+
+    async def _is_there(self, vm_id: int, host: str, port: int) -> bool:
+        if self._presence is None:
+            return False
+        try:
+            return await self._presence.leads_to(vm_id, host, port)
+        except OnedError:
+            # The caller's VM is there, as oned has just said; of the other one nothing is known.
+            return False
 
 
-def _checked_host(vm: VirtualMachine) -> str:
-    """Return the host if it can stand in a token line; websockify takes `unix_socket` for a path to open."""
-    if vm.host.lower() != "unix_socket" and (_HOST_NAME.fullmatch(vm.host) or _is_ipv6(vm.host)):
-        return vm.host
-    raise ActionError(f"{vm.host_attribute} is '{_quoted(vm.host)}' but a host name or an IP address expected")
+def user_name(session: str) -> str:
+    """Return the user's name in a session string, fit for a log line.
 
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        return ipaddress.IPv6Address(text).scope_id is None
-    except ValueError:
-        return False
-
-
-def _quoted(text: str) -> str:
-    return text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + "..."
+    It is "" if there is no colon: all of the session may be a secret then.
+    """
+    name, colon, _ = session.partition(":")
+    if not colon:
+        return ""
+    shown = "".join(c if c.isprintable() and not c.isspace() else "?" for c in name)
+    return shown if len(shown) <= _QUOTED_CHARACTERS else shown[:_QUOTED_CHARACTERS] + "..."

@@ -1,4 +1,4 @@
-"""The methods that portals may call: how each shows a console, and what introspection tells about it."""
+"""The methods that portals may call: what each does and answers, and what introspection tells about it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,38 @@ from typing import TYPE_CHECKING, Any
 
 from lxml import etree
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from vnctoken.arguments import read_options, read_token
+from vnctoken.tokens import fingerprint
 
-    from vnctoken.consoles import Console
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from vnctoken.consoles import Console, Consoles
+    from vnctoken.tokens import LiveToken
+    from vnctoken.wire import Value
 
 
 @dataclass(frozen=True)
 class Method:
-    """What introspection tells: the types of the answer and of each argument, and a sentence or two."""
+    """What introspection tells: for each way to call it the types of answer and arguments, and a sentence or two."""
 
-    signature: tuple[str, ...]
+    signatures: tuple[tuple[str, ...], ...]
     help: str
 
 
 @dataclass(frozen=True)
-class ConsoleMethod(Method):
-    """A method that opens a console; `render` makes its answer's second element."""
+class Outcome:
+    """The second element of a method's answer, and what the log says of it."""
 
-    render: Callable[[Console], Any]
+    result: Any
+    note: str
+
+
+@dataclass(frozen=True)
+class ConsoleMethod(Method):
+    """A method about a VM's console, of a session and a VM; it reads the arguments after these two by itself."""
+
+    carry_out: Callable[[Consoles, str, int, Sequence[Value]], Awaitable[Outcome]]
 
 
 def as_struct(console: Console) -> dict[str, Any]:
@@ -42,6 +55,7 @@ def as_struct(console: Console) -> dict[str, Any]:
         "Password": console.password,
         "Wss": console.wss,
         "Token": console.token,
+        "Ttl": console.ttl,
     }
     if console.url is not None:
         documented["Url"] = console.url
@@ -62,6 +76,7 @@ def as_xml(console: Console) -> str:
         ("PASSWORD", console.password),
         ("WSS", "true" if console.wss else "false"),
         ("TOKEN", console.token),
+        ("TTL", str(console.ttl)),
     ]
     if console.url is not None:
         values.append(("URL", console.url))
@@ -75,39 +90,83 @@ def as_token(console: Console) -> str:
     return console.token
 
 
-_ARGUMENTS = "Arguments: the session string, the VM id. Returns an array: true, {}, 0; or false, a message, a code."
-_TYPES = ("array", "string", "int")
+def as_entry(live: LiveToken) -> dict[str, Any]:
+    """Return a live token as a struct; the times are seconds of the epoch, 0 where there is none."""
+    return {
+        "fingerprint": live.fingerprint,
+        "user": live.grant.user,
+        "issued": int(live.grant.issued),
+        "expires": int(live.grant.expires),
+        "used": int(live.used),
+        "single_use": live.grant.single_use,
+        "client": live.grant.client,
+    }
+
+
+def _opening(render: Callable[[Console], Any]) -> Callable[[Consoles, str, int, Sequence[Value]], Awaitable[Outcome]]:
+    async def carry_out(consoles: Consoles, session: str, vm_id: int, arguments: Sequence[Value]) -> Outcome:
+        console = await consoles.open(session, vm_id, read_options(arguments))
+        return Outcome(render(console), f"token={fingerprint(console.token)}")
+
+    return carry_out
+
+
+async def _revoke(consoles: Consoles, session: str, vm_id: int, arguments: Sequence[Value]) -> Outcome:
+    count = await consoles.revoke(session, vm_id, read_token(arguments))
+    return Outcome(count, f"revoked={count}")
+
+
+async def _list(consoles: Consoles, session: str, vm_id: int, _arguments: Sequence[Value]) -> Outcome:
+    live = await consoles.tokens(session, vm_id)
+    return Outcome([as_entry(one) for one in live], f"tokens={len(live)}")
+
+
+_OPEN = (
+    "Open the console of a VM. Arguments: the session string, the VM id, and if you like a struct of options: ttl"
+    " (seconds), single_use (boolean), client (IP address). Returns an array: true, {}, 0; or false, a message, a code."
+)
+_SHORT = ("array", "string", "int")
+_OPEN_TYPES = (_SHORT, (*_SHORT, "struct"))
 
 CONSOLE_METHODS: Mapping[str, ConsoleMethod] = {
     "one.vm.vnctoken": ConsoleMethod(
-        _TYPES,
-        "Open the console of a VM. "
-        + _ARGUMENTS.format(
-            "a struct with VmId, Host, Type, Port, Listen, Password, Wss and Token, and Url if :console_url: is set"
-            " (again as id, host, type, port, listen, password, wss, token and url)"
+        _OPEN_TYPES,
+        _OPEN.format(
+            "a struct with VmId, Host, Type, Port, Listen, Password, Wss, Token, Ttl, and Url if :console_url: is set"
+            " (again as id, host, type, port, listen, password, wss, token, ttl and url)"
         ),
-        as_struct,
+        _opening(as_struct),
     ),
-    "one.vm.vnctokenonly": ConsoleMethod(
-        _TYPES, "Open the console of a VM. " + _ARGUMENTS.format("the token"), as_token
-    ),
+    "one.vm.vnctokenonly": ConsoleMethod(_OPEN_TYPES, _OPEN.format("the token"), _opening(as_token)),
     "one.vm.vnc": ConsoleMethod(
-        _TYPES,
-        "Open the console of a VM. " + _ARGUMENTS.format("the values of one.vm.vnctoken as XML, a VM element"),
-        as_xml,
+        _OPEN_TYPES, _OPEN.format("the values of one.vm.vnctoken as XML, a VM element"), _opening(as_xml)
+    ),
+    "one.vm.vncrevoke": ConsoleMethod(
+        (_SHORT, (*_SHORT, "string")),
+        "Take back tokens of a VM; consoles that are open stay open. Arguments: the session string, the VM id, and if"
+        " you like one token or its fingerprint. Returns an array: true, how many were taken back, 0; or false, a"
+        " message, a code.",
+        _revoke,
+    ),
+    "one.vm.vnctokens": ConsoleMethod(
+        (_SHORT,),
+        "List the live tokens of a VM. Arguments: the session string, the VM id. Returns an array: true, an array of"
+        " structs with fingerprint, user, issued, expires, used (seconds of the epoch, 0 for never), single_use and"
+        " client, 0; or false, a message, a code.",
+        _list,
     ),
 }
 """The methods that answer `[bool, result, code]`."""
 
 SYSTEM_METHODS: Mapping[str, Method] = {
-    "system.listMethods": Method(("array",), "Return the names of the methods."),
-    "system.methodHelp": Method(("string", "string"), "Return what a method does."),
+    "system.listMethods": Method((("array",),), "Return the names of the methods."),
+    "system.methodHelp": Method((("string", "string"),), "Return what a method does."),
     "system.methodSignature": Method(
-        ("array", "string"),
+        (("array", "string"),),
         "Return the signatures of a method: the type of its answer, then those of its arguments.",
     ),
     "system.multicall": Method(
-        ("array", "array"),
+        (("array", "array"),),
         "Carry out many calls at once, each a struct of methodName and params. Returns, in the same order, for each"
         " call an array with its answer, or a struct with faultCode and faultString.",
     ),

@@ -6,28 +6,23 @@ This is the one place where an exception becomes `[False, message, code]`, and w
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger, LogLevel
 
+from vnctoken.arguments import quoted, read_session, read_vm_id
+from vnctoken.consoles import user_name
 from vnctoken.errors import ApiError, ErrorCode, OnedError, TokenStoreError, VnctokenError
 from vnctoken.methods import CONSOLE_METHODS, SYSTEM_METHODS, Method
-from vnctoken.tokens import fingerprint
-from vnctoken.wire import Fault, FaultCode, MethodCall, Unsupported, Value, read_call, write_answer
+from vnctoken.wire import Fault, FaultCode, MethodCall, Value, read_call, write_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from twisted.internet.interfaces import IReactorTime
 
     from vnctoken.consoles import Consoles
 
-MAX_VM_ID = 2**31 - 1
-_DIGITS = re.compile(r"0*([0-9]{1,10})", re.ASCII)
-_QUOTED_CHARACTERS = 100
 # What an operator must look at, as against what a caller did wrong.
 _TROUBLE = frozenset({ErrorCode.INTERNAL, ErrorCode.ALLOCATE})
 
@@ -41,7 +36,7 @@ class _Entry:
     began: float
     vm_id: int | str = "-"
     user: str = "-"
-    token: str = "-"  # noqa: S105 (a fingerprint)
+    note: str = ""
 
 
 class Rpc:
@@ -118,19 +113,19 @@ class Rpc:
             # The last line of defence: a bug of ours is for the log, and never for the client.
             self._log.failure("{line} code=0x2000 internal error", line=self._line(entry))
             return [False, "internal error", int(ErrorCode.INTERNAL)]
-        self._log.info("{line} code=0x0000 token={token}", line=self._line(entry), token=entry.token)
+        self._log.info("{line} code=0x0000 {note}", line=self._line(entry), note=entry.note)
         return [True, result, int(ErrorCode.SUCCESS)]
 
     async def _console(self, call: MethodCall, entry: _Entry) -> Any:
         method = CONSOLE_METHODS.get(call.method)
         if method is None:
-            raise ApiError(f"Unknown method '{_quoted(call.method)}'. Expected {json.dumps([*CONSOLE_METHODS])}")
-        session = _session(call.arguments)
-        entry.user = _user(session)
-        entry.vm_id = vm_id = _vm_id(call.arguments)
-        console = await self._consoles.open(session, vm_id)
-        entry.token = fingerprint(console.token)
-        return method.render(console)
+            raise ApiError(f"Unknown method '{quoted(call.method)}'. Expected {json.dumps([*CONSOLE_METHODS])}")
+        session = read_session(call.arguments)
+        entry.user = user_name(session) or "-"
+        entry.vm_id = vm_id = read_vm_id(call.arguments)
+        outcome = await method.carry_out(self._consoles, session, vm_id, call.arguments)
+        entry.note = outcome.note
+        return outcome.result
 
     def _line(self, entry: _Entry) -> str:
         milliseconds = (self._clock.seconds() - entry.began) * 1000
@@ -144,7 +139,7 @@ def _introspected(call: MethodCall) -> Any:
         case "system.methodHelp":
             return _described(call).help
         case _:
-            return [list(_described(call).signature)]
+            return [list(signature) for signature in _described(call).signatures]
 
 
 def _described(call: MethodCall) -> Method:
@@ -156,66 +151,8 @@ def _described(call: MethodCall) -> Method:
     raise Fault(FaultCode.INVALID_PARAMETERS, f"{call.method}: the name of a method that we have is expected")
 
 
-def _session(arguments: Sequence[Value]) -> str:
-    match arguments:
-        case []:
-            raise ApiError("Argument 1 is missing: the session, a non-empty string, is expected")
-        case [str(text), *_] if session := text.rstrip():
-            # People paste the one_auth file with its line end.
-            return session
-    raise ApiError(f"Argument 1, the session, must be a non-empty string, but is {_kind(arguments[0])}")
-
-
-def _vm_id(arguments: Sequence[Value]) -> int:
-    match arguments:
-        case [_]:
-            raise ApiError("Argument 2 is missing: the VM id, an int, is expected")
-        case [_, bool(), *_]:
-            pass  # True is an int in Python
-        case [_, int(number), *_] if 0 <= number <= MAX_VM_ID:
-            return number
-        case [_, str(text), *_] if (digits := _DIGITS.fullmatch(text)) and int(digits[1]) <= MAX_VM_ID:
-            # An untyped <value>7</value> is a string, and scripts send it.
-            return int(digits[1])
-    raise ApiError(
-        f"Argument 2, the VM id, must be an int from 0 to {MAX_VM_ID} or a string of digits,"
-        f" but is {_kind(arguments[1])}"
-    )
-
-
-def _kind(value: Value) -> str:
-    """Name what was given, without its text: it may be a secret in the wrong place."""
-    match value:
-        case Unsupported(type_name):
-            return f"of type {_quoted(type_name)}"
-        case bool():
-            return "a boolean"
-        case int():
-            return f"the int {value}"
-        case "":
-            return "an empty string"
-        case str():
-            return "another string"
-        case list():
-            return "an array"
-        case _:
-            return "a struct"
-
-
 def _reason(error: VnctokenError) -> str:
     """Tell the log what happened: in our own words only, as oned's text may repeat what it was asked."""
     if isinstance(error, OnedError | TokenStoreError):
         return str(error)
     return "oned had an error of its own; its log says which"
-
-
-def _user(session: str) -> str:
-    """Return the user name of a session, fit for a log line; a session without a colon may be all secret."""
-    name, colon, _ = session.partition(":")
-    if not colon:
-        return "-"
-    return _quoted("".join(c if c.isprintable() and not c.isspace() else "?" for c in name))
-
-
-def _quoted(text: str) -> str:
-    return text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + "..."

@@ -2,122 +2,224 @@
 
 from __future__ import annotations
 
-import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from vnctoken.consoles import Consoles
-from vnctoken.errors import ConfigError
+from vnctoken.consoles import Consoles, Terms
+from vnctoken.errors import ConfigError, OnedError
+from vnctoken.events import Events
 from vnctoken.exchange import HttpExchange
+from vnctoken.listener import ListenerService
+from vnctoken.login import ServerLogin
 from vnctoken.oned import Oned
+from vnctoken.presence import Presence
+from vnctoken.recheck import Recheck
+from vnctoken.resolver import Resolver
 from vnctoken.rpc import Rpc
+from vnctoken.rules import ConsoleRules
+from vnctoken.tls import client_tls
 from vnctoken.tokens.folder import TokenFolder
-from vnctoken.web import RpcSite
+from vnctoken.tokens.jwt import JwtStore
+from vnctoken.web import ResolverSite, RpcSite
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IListeningPort, IOpenSSLClientConnectionCreator
+    from collections.abc import Awaitable, Callable
 
     from vnctoken.config import Config
+    from vnctoken.tokens import LiveToken, TokenStore
 
 SHUTDOWN_SECONDS = 5
 """How long calls in flight may take to finish once the service was told to stop."""
 
-BACKLOG = 511
+_log = Logger()
 
 
-class ConsoleService(Service):
-    """The listening service, for `vnctoken-server` and for `twist`."""
+class ConsoleService(MultiService):
+    """All that runs, for `vnctoken-server` and for `twist`: the listeners, and what watches over the tokens."""
 
-    _port: IListeningPort
-
-    def __init__(self, site: RpcSite, reactor: Any, host: str, port: int) -> None:
-        self._site = site
-        self._reactor = reactor
-        self._interface = host
-        self._wanted_port = port
+    def __init__(self, calls: ListenerService, store: TokenStore, watchers: list[Recheck | Events]) -> None:
+        super().__init__()
+        self._calls = calls
+        self._store = store
+        self._watchers = watchers
+        calls.setServiceParent(self)
 
     @property
     def url(self) -> str:
-        """Where the service listens, with the real port if 0 was asked for."""
-        address: Any = self._port.getHost()
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        return f"http://{host}:{address.port}/RPC2"
+        """Where calls are taken, with the real port if 0 was asked for."""
+        return f"http://{self._calls.address}/RPC2"
 
     def startService(self) -> None:
-        """Listen. Raises CannotListenError if the port is taken."""
-        self._port = self._reactor.listenTCP(self._wanted_port, self._site, BACKLOG, self._interface)
+        """Listen and watch. Raises CannotListenError if a port is taken, and ConfigError."""
         super().startService()
+        # Only who has the port may tidy up: it may be that another one runs.
+        self._store.start()
+        for watcher in self._watchers:
+            watcher.start()
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, and finish what is in flight, for at most SHUTDOWN_SECONDS."""
-        super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        await maybeDeferred(self._port.stopListening)
-        await self._site.drain(SHUTDOWN_SECONDS)
+        await super().stopService()
+        for watcher in self._watchers:
+            await watcher.stop()
+        await self._store.close()
 
 
 def make_service(config: Config, reactor: Any) -> ConsoleService:
-    """Build the service, and make its token folder ready.
+    """Build the service, and look whether its token store can be used.
 
     Raises ConfigError if what the configuration points at cannot be used.
     """
-    tokens = TokenFolder(config.token_folder)
-    for warning in tokens.prepare():
-        Logger(namespace=__name__).warn("{warning}", warning=warning)
-    oned = Oned(
-        HttpExchange(reactor, config.one_xmlrpc, _tls(config)),
-        reactor,
-        timeout=config.one_xmlrpc_timeout,
-        connections=config.one_xmlrpc_connections,
-    )
-    consoles = Consoles(
-        oned,
-        tokens,
-        states=config.console_states,
-        ports=config.vnc_ports,
+    now = epoch(reactor)
+    store = make_store(config, reactor)
+    for warning in store.prepare():
+        _log.warn("{warning}", warning=warning)
+    oned = make_oned(config, reactor)
+    rules = ConsoleRules(states=config.console_states, ports=config.vnc_ports)
+    login = _server_login(config)
+    presence = None if login is None else Presence(oned, login.session, rules)
+    terms = Terms(
+        ttl=config.token_ttl,
+        ttl_max=config.token_ttl_max,
+        resolved=config.resolver_listen is not None and store.revocable,
         wss=config.vnc_proxy_support_wss,
         link=config.console_url,
     )
+    consoles = Consoles(oned, store, rules=rules, terms=terms, now=now, presence=presence)
     site = RpcSite(
         Rpc(consoles, reactor),
         reactor,
         max_connections=config.max_connections,
         max_request_bytes=config.max_request_bytes,
     )
-    return ConsoleService(site, reactor, config.host, config.port)
+    calls = ListenerService(
+        site, reactor, (config.host, config.port), setting=":host: and :port:", drain_seconds=SHUTDOWN_SECONDS
+    )
+    watchers = _watchers(config, reactor, store=store, oned=oned, login=login, rules=rules)
+    service = ConsoleService(calls, store, watchers)
+    if config.resolver_listen is not None:
+        # Without a login `_server_login` has not let a service begin that promises to verify.
+        verify = _verify(presence) if config.verify_on_connect and presence else None
+        resolver = Resolver(store, reactor.seconds, reuse_window=config.reuse_window, verify=verify)
+        ListenerService(
+            ResolverSite(resolver, reactor, max_connections=config.max_connections),
+            reactor,
+            config.resolver_listen,
+            setting=":resolver_listen:",
+            drain_seconds=SHUTDOWN_SECONDS,
+        ).setServiceParent(service)
+    return service
 
 
-def _tls(config: Config) -> IOpenSSLClientConnectionCreator | None:
-    """Return how to verify an https oned: by the system's CAs, or by those of `:one_xmlrpc_ca:` alone."""
+def make_oned(config: Config, reactor: Any) -> Oned:
+    """Build what asks oned. Raises ConfigError if its TLS cannot be set up."""
     url = urlsplit(config.one_xmlrpc)
-    if url.scheme != "https":
-        return None
+    tls = None
+    if url.scheme == "https":
+        tls = client_tls(config.one_xmlrpc_ca, ":one_xmlrpc_ca:", f":one_xmlrpc: is {config.one_xmlrpc!r}")
+    return Oned(
+        HttpExchange(reactor, config.one_xmlrpc, tls and tls(str(url.hostname))),
+        reactor,
+        timeout=config.one_xmlrpc_timeout,
+        connections=config.one_xmlrpc_connections,
+    )
+
+
+def make_store(config: Config, reactor: Any) -> TokenStore:
+    """Build the token store. Raises ConfigError if it cannot be."""
+    match config.token_store:
+        case "redis":
+            return _redis_store(config, reactor)
+        case "jwt":
+            # The machine that judges these tokens goes by its own clock.
+            return JwtStore(config.jwt_key_files, time.time)
+    return TokenFolder(
+        config.token_folder, reactor, epoch(reactor), ttl=config.token_ttl, tokens_per_vm=config.tokens_per_vm
+    )
+
+
+def epoch(reactor: Any) -> Callable[[], float]:
+    """Return what tells the second of the epoch by the reactor's clock: a clock that is set does not make it jump."""
+    began = time.time() - reactor.seconds()
+    return lambda: began + reactor.seconds()
+
+
+def _redis_store(config: Config, reactor: Any) -> TokenStore:
     try:
-        from twisted.internet import ssl  # noqa: PLC0415 (OpenSSL is an extra, and 10 MB that http does not need)
+        from vnctoken.tokens.redis import RedisStore  # noqa: PLC0415 (its client is an extra)
     except ImportError:
-        raise ConfigError(
-            f":one_xmlrpc: is {config.one_xmlrpc!r}, and https needs pyOpenSSL: install vnctoken[tls]"
-        ) from None
-    if config.one_xmlrpc_ca is None:
-        roots = ssl.platformTrust()
-    else:
-        roots = ssl.trustRootFromCertificates(_certificates(Path(config.one_xmlrpc_ca), ssl.Certificate))
-    return ssl.optionsForClientTLS(str(url.hostname), trustRoot=roots)
+        raise ConfigError(":token_store: is redis, which needs txredisapi: install vnctoken[redis]") from None
+    return RedisStore(
+        reactor,
+        servers=config.redis_servers,
+        sentinel=config.redis_sentinel,
+        db=config.redis_db,
+        namespace=config.redis_namespace,
+        password=config.redis_password_file and _password(Path(config.redis_password_file)),
+        tls=client_tls(config.redis_ca, ":redis_ca:", ":redis_tls: is yes") if config.redis_tls else None,
+        timeout=config.redis_timeout,
+        tokens_per_vm=config.tokens_per_vm,
+    )
 
 
-def _certificates(path: Path, certificate: Any) -> list[Any]:
+def _password(path: Path) -> str:
     try:
-        blocks = re.findall(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", path.read_bytes(), re.DOTALL)
-        found = [certificate.loadPEM(block) for block in blocks]
-    except Exception as error:  # noqa: BLE001 (OpenSSL.crypto.Error, whose module is an extra, or OSError)
-        raise ConfigError(f":one_xmlrpc_ca: is {str(path)!r}, which cannot be read: {error}") from None
-    if not found:
-        raise ConfigError(f":one_xmlrpc_ca: is {str(path)!r}, but a file with CA certificates in PEM is expected")
-    return found
+        password = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f":redis_password_file: is '{path}', which cannot be read: {reason}") from None
+    if not password or "\n" in password:
+        raise ConfigError(f":redis_password_file: is '{path}', but a file with one line, the password, is expected")
+    return password
+
+
+def _server_login(config: Config) -> ServerLogin | None:
+    """Return the service's own login at oned; where there is none, say what is off without it."""
+    folder = config.var / ".one"
+    try:
+        login = ServerLogin.load(folder, time.time)
+        problem = f"there is neither vnctoken_auth nor sunstone_auth in {folder}"
+    except ConfigError as error:
+        login, problem = None, str(error)
+    if login is None and config.verify_on_connect and config.resolver_listen is not None:
+        raise ConfigError(f":verify_on_connect: is yes, which needs a login of the service's own at oned: {problem}")
+    if login is None and config.recheck_interval:
+        _log.warn("oned is not asked whether tokens outlive their consoles (:recheck_interval:): {why}", why=problem)
+    return login
+
+
+def _watchers(  # noqa: PLR0913 (what they work with)
+    config: Config, reactor: Any, *, store: TokenStore, oned: Oned, login: ServerLogin | None, rules: ConsoleRules
+) -> list[Recheck | Events]:
+    """Build what takes tokens back when their console is gone."""
+    if not store.revocable:
+        _log.info("tokens live until they expire: this :token_store: cannot take them back")
+        return []
+    recheck = Recheck(store, oned, login.session if login else _no_session, rules, reactor, config.recheck_interval)
+    watchers: list[Recheck | Events] = [recheck] if login and config.recheck_interval else []
+    if config.subscriber_endpoint is not None:
+        try:
+            watchers.append(Events(config.subscriber_endpoint, recheck.saw, reactor))
+        except ConfigError as error:
+            _log.info("oned's events are not listened to: {why}", why=str(error))
+    return watchers
+
+
+def _no_session() -> str:
+    raise OnedError("the service has no login of its own at oned")
+
+
+def _verify(presence: Presence) -> Callable[[LiveToken], Awaitable[bool]]:
+    async def verify(live: LiveToken) -> bool:
+        return await presence.leads_to(live.grant.vm_id, live.grant.host, live.grant.port)
+
+    return verify

@@ -80,6 +80,12 @@ class TokenStore(Protocol):
     """Whether tokens can be listed, counted and taken back. Where not, they live until they expire: `revoke` and `live`
     raise ActionError, a `restricted` grant is refused with it, and `holders` and `targets` know nothing."""
 
+    def prepare(self) -> list[str]:
+        """Look whether the store can be used, and make what it needs; return warnings. Raises ConfigError."""
+
+    def start(self) -> None:
+        """Watch over the tokens from now on, until `close`. Raises ConfigError."""
+
     async def issue(self, grant: Grant) -> str:
         """Return a new token for a grant, which the proxy accepts from now on; the VM's other tokens live on.
 
@@ -99,7 +105,7 @@ class TokenStore(Protocol):
     async def use(self, token: str, reuse_window: float) -> LiveToken | None:
         """Return what a token opens, and take note that it was used.
 
-        None if it opens nothing, or is for a single use and was first used more than `reuse_window` seconds ago. Of two
+        None if it opens nothing, or is for a single use and was first used `reuse_window` or more seconds ago. Of two
         at the same time, one is the first.
         """
 

@@ -1,117 +1,343 @@
-"""The token folder that websockify reads: a file per VM, a line `token: host:port` in it.
+"""Tokens in the folder that websockify reads.
 
-Every websocket connection reads every file there, and OpenNebula's copy of websockify breaks on anything that is
-no complete token file, for everybody. So a file is written in a folder beside it and moved in whole.
+The files are all there is: what is kept in memory is an index of them, so that nothing is lost with the service, and
+what others do in the folder (Sunstone writes there, OpenNebula's proxy empties it when it starts) is as good.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import secrets
-import stat
-from typing import TYPE_CHECKING
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any
 
-from vnctoken.errors import ConfigError, TokenStoreError
-from vnctoken.tokens.moving import move_in
+from twisted.logger import Logger
+
+from vnctoken.errors import TokenStoreError
+from vnctoken.tokens import Grant, LiveToken, digest, new_token
+from vnctoken.tokens.files import TokenFiles
+from vnctoken.tokens.lines import Entry, read_entries, write_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from vnctoken.tokens.files import Stamp
+
+SCAN_SECONDS = 5.0
+"""How often the folder is looked through for what others did there."""
+
+CLEANUP_SECONDS = 3600.0
+"""How often files without tokens are removed, and how old these have to be."""
+
+RETRY_SECONDS = 1.0
+"""After how long an expired token that could not be removed is tried again."""
+
+# On a miss the folder is looked through at most so often: a token of Sunstone's may just have been written.
+_RESCAN_SECONDS = 1.0
+# Files that are written for expired tokens before other work gets its turn.
+_EXPIRIES_AT_ONCE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the index knows of a VM's file."""
+
+    stamp: Stamp
+    entries: list[Entry]
+    since: float
 
 
 class TokenFolder:
-    """Keeps tokens where websockify's TokenFile plugin finds them."""
+    """Keeps tokens where websockify's TokenFile plugin finds them (a TokenStore).
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # Beside the folder, as its very listing is the readers'; on the same filesystem, for rename(2).
-        self._incoming = path.with_name(path.name + ".new")
+    `ttl` is for tokens that somebody else wrote: they die so many seconds after their file was last changed (0: never).
+    The clock runs the timers; `now` tells the second of the epoch and must not jump, `wall` as the filesystem tells it.
+    """
+
+    revocable = True
+    _log = Logger()
+
+    def __init__(  # noqa: PLR0913 (what it works with, and each rule by its name)
+        self,
+        path: Path,
+        clock: Any,
+        now: Callable[[], float],
+        *,
+        ttl: int,
+        tokens_per_vm: int,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._files = TokenFiles(path)
+        self._clock = clock
+        self._now = now
+        self._wall = wall
+        self._ttl = ttl
+        self._tokens_per_vm = tokens_per_vm
+        self._known: dict[int, _Known] = {}
+        self._vm_of: dict[str, int] = {}
+        self._at: dict[tuple[str, int], set[int]] = {}
+        self._due: list[tuple[float, int]] = []
+        self._timers: dict[str, Any] = {}
+        self._scanned = -_RESCAN_SECONDS
+        self._cleaned = now()
+        self._failing = False
+        self._failed = False
 
     def prepare(self) -> list[str]:
-        """Make the folders if they are missing, check that tokens can be moved in, and forget half-written ones.
+        """Make the folder if it is missing, and check that it can be used.
 
         Returns warnings. Raises ConfigError if tokens cannot be written.
         """
-        with self._explained():
-            for folder in (self._path, self._incoming):
-                folder.mkdir(mode=0o700, exist_ok=True)
-            for leftover in self._incoming.iterdir():
-                leftover.unlink()
-            _write(f"{self._incoming}/probe", b"")
-            os.unlink(f"{self._incoming}/probe")
-            if not os.access(self._path, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "Permission denied")
-            self._probe_rename()
-        mode = stat.S_IMODE(self._path.stat().st_mode)
-        if mode & stat.S_IRWXO:
-            warning = (
-                f":token_folder_name: {self._path} has mode {mode:04o}: other users can look into it;"
-                f" expected 0700, as 'chmod 700 {self._path}' makes it"
-            )
-            return [warning]
-        return []
+        return self._files.check()
 
-    def put(self, vm_id: int, token: str, host: str, port: int) -> None:
-        """Make `token` the token that opens host:port, in place of the VM's earlier ones.
+    def start(self) -> None:
+        """Take over what is in the folder, and watch it until `close`. Raises ConfigError if it cannot be tidied."""
+        self._files.forget_half_written()
+        self._scan()
 
-        Raises TokenStoreError if that is not possible; what was there before is then still there.
-        """
-        name = f"one-{vm_id}"
-        target = f"{self._path}/{name}"
-        written = f"{self._incoming}/{name}.{secrets.token_hex(8)}"
-        try:
-            _refuse_planted(target)
-            # An IPv6 address is written bare: websockify splits at the last colon.
-            _write(written, f"{token}: {host}:{port}\n".encode())
+    async def issue(self, grant: Grant) -> str:
+        """Write a new token for a grant into the VM's file."""
+        token = new_token()
+        # An IPv6 address is written bare: websockify splits at the last colon.
+        line = "" if grant.restricted else f"{token}: {grant.host}:{grant.port}"
+        entry = Entry(LiveToken(digest(token), grant), line, ours=True)
+        with _explained("Cannot create VNC proxy token."):
+            entries = self._load(grant.vm_id)
+            surplus = sum(other.ours for other in entries) + 1 - self._tokens_per_vm
+            for other in [other for other in entries if other.ours][: max(surplus, 0)]:
+                entries.remove(other)
+            self._save(grant.vm_id, [*entries, entry])
+        return token
+
+    async def live(self, vm_id: int) -> list[LiveToken]:
+        """Return the tokens in a VM's file, the oldest first."""
+        with _explained():
+            return sorted((entry.live for entry in self._load(vm_id)), key=lambda live: live.grant.issued)
+
+    async def revoke(self, vm_id: int, digests: frozenset[str] | None = None) -> int:
+        """Take tokens out of a VM's file."""
+        with _explained():
+            entries = self._load(vm_id)
+            kept = [entry for entry in entries if digests is not None and entry.live.digest not in digests]
+            if len(kept) < len(entries):
+                self._save(vm_id, kept)
+        return len(entries) - len(kept)
+
+    async def find(self, token: str) -> LiveToken | None:
+        """Look a token up in its VM's file, which the index knows."""
+        with _explained():
+            entry = self._entry(digest(token))
+        return None if entry is None else entry.live
+
+    async def use(self, token: str, reuse_window: float) -> LiveToken | None:
+        """Look a token up and note its first use in its comment."""
+        now = self._now()
+        with _explained():
+            entry = self._entry(digest(token))
+            if entry is None:
+                return None
+            live = entry.live
+            if live.used:
+                return None if live.grant.single_use and now - live.used >= reuse_window else live
+            used = replace(live, used=now)
+            entries = [
+                replace(entry, live=used) if other.live.digest == live.digest else other
+                for other in self._load(live.grant.vm_id)
+            ]
             try:
-                move_in(written, target)
+                self._save(live.grant.vm_id, entries)
             except OSError:
-                os.unlink(written)
-                raise
-        except OSError as error:
-            raise TokenStoreError(f"Cannot create VNC proxy token. {error.strerror}") from error
+                # A token for many uses goes on without the note; one for a single use must not.
+                if live.grant.single_use:
+                    raise
+        return used
 
-    def _probe_rename(self) -> None:
-        """Raise OSError with EXDEV if a file cannot be moved from one folder to the other.
+    async def holders(self, host: str, port: int) -> frozenset[int]:
+        """Return the VMs whose files lead to a host and port."""
+        return frozenset(self._at.get((host, port), ()))
 
-        The device number is not enough: two bind mounts of one filesystem share it, and rename(2) refuses them
-        still. It does so before it looks at the names, and "." can never be renamed, so this moves nothing.
-        """
+    async def targets(self) -> dict[int, frozenset[tuple[str, int]]]:
+        """Return where the files of all VMs lead."""
+        return {vm_id: frozenset(_targets(known.entries)) for vm_id, known in self._known.items() if known.entries}
+
+    async def close(self) -> None:
+        """Stop watching the folder."""
+        for timer in self._timers.values():
+            if timer.active():
+                timer.cancel()
+        self._timers.clear()
+
+    # The files, and the index of them.
+
+    def _load(self, vm_id: int) -> list[Entry]:
+        """Return the live tokens in a VM's file."""
+        found = self._files.read(vm_id)
+        if found is None:
+            self._forget(vm_id)
+            return []
+        content, stamp = found
+        known = self._known.get(vm_id)
+        if known is not None and known.stamp == stamp:
+            return self._tidied(vm_id, known.entries, changed=False)
+        age = self._wall() - stamp.modified
+        entries = read_entries(content, vm_id, modified=self._now() - max(age, 0), ttl=self._ttl)
+        settled = [self._settled(entry) for entry in entries]
+        self._remember(vm_id, stamp, settled)
+        # A token of the future is one from before the clock was set back: what its age is now taken for must be kept,
+        # or it would be as young again after the next restart. The same goes for a file of the future.
+        return self._tidied(vm_id, settled, changed=settled != entries or age < 0)
+
+    def _tidied(self, vm_id: int, entries: list[Entry], *, changed: bool) -> list[Entry]:
+        """Return the live ones of a file's tokens, and leave only these in it if that is possible."""
+        live = [entry for entry in entries if self._is_live(entry)]
+        if len(live) < len(entries) or (changed and entries):
+            try:
+                self._save(vm_id, live)
+            except OSError as error:
+                self._complain(error)
+        return live
+
+    def _settled(self, entry: Entry) -> Entry:
+        """Return an entry that is no younger than when we first saw it, and not of the future."""
+        grant = entry.live.grant
+        known = self._known.get(self._vm_of.get(entry.live.digest, -1))
+        before = next((old for old in known.entries if old.live.digest == entry.live.digest), None) if known else None
+        issued = min(grant.issued, self._now(), before.live.grant.issued if before else grant.issued)
+        used = min(entry.live.used, self._now())
+        if (issued, used) == (grant.issued, entry.live.used):
+            return entry
+        return replace(entry, live=replace(entry.live, grant=replace(grant, issued=issued), used=used))
+
+    def _save(self, vm_id: int, entries: list[Entry]) -> None:
+        stamp = self._files.replace(vm_id, write_entries(entries))
+        self._remember(vm_id, stamp, entries)
+
+    def _remember(self, vm_id: int, stamp: Stamp, entries: list[Entry]) -> None:
+        self._forget(vm_id)
+        self._known[vm_id] = _Known(stamp, entries, self._now())
+        for entry in entries:
+            self._vm_of[entry.live.digest] = vm_id
+        for target in _targets(entries):
+            self._at.setdefault(target, set()).add(vm_id)
+        expiries = [entry.expires for entry in entries if entry.expires]
+        if expiries:
+            heappush(self._due, (min(expiries), vm_id))
+            self._wake_at(self._due[0][0])
+
+    def _forget(self, vm_id: int) -> None:
+        known = self._known.pop(vm_id, None)
+        if known is None:
+            return
+        for entry in known.entries:
+            if self._vm_of.get(entry.live.digest) == vm_id:
+                del self._vm_of[entry.live.digest]
+        for target in _targets(known.entries):
+            self._at[target].discard(vm_id)
+            if not self._at[target]:
+                del self._at[target]
+
+    def _entry(self, wanted: str) -> Entry | None:
+        if wanted not in self._vm_of and self._clock.seconds() - self._scanned >= _RESCAN_SECONDS:
+            self._look_around()
+        vm_id = self._vm_of.get(wanted)
+        if vm_id is None:
+            return None
+        return next(
+            (entry for entry in self._load(vm_id) if entry.live.digest == wanted and entry.live.grant.port), None
+        )
+
+    def _is_live(self, entry: Entry) -> bool:
+        return not entry.expires or self._now() < entry.expires
+
+    # Time passes.
+
+    def _scan(self) -> None:
+        """Look for what others did in the folder, from now on every SCAN_SECONDS."""
+        self._set_timer("scan", SCAN_SECONDS, self._scan)
         try:
-            os.rename(f"{self._incoming}/.", f"{self._path}/.")  # noqa: PTH104 (Path drops the dot)
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise
+            self._look_around()
+            self._clean_up()
+        except (OSError, TokenStoreError) as error:
+            self._complain(error)
+        self._failing = self._failed
+        self._failed = False
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ConfigError(
-                f":token_folder_name: is {str(self._path)!r}, but a folder is expected in which, and in"
-                f" {self._incoming.name!r} beside it on the same filesystem and mount, this user can write:"
-                f" {error.strerror}{f' ({error.filename})' if error.filename else ''}"
-            ) from error
+    def _look_around(self) -> None:
+        self._scanned = self._clock.seconds()
+        stamps = self._files.stamps()
+        for vm_id in self._known.keys() - stamps.keys():
+            self._forget(vm_id)
+        for vm_id, stamp in stamps.items():
+            known = self._known.get(vm_id)
+            if known is None or known.stamp != stamp:
+                try:
+                    self._load(vm_id)
+                except OSError as error:
+                    # One file that cannot be read or written is no reason to leave the others alone.
+                    self._complain(error)
+
+    def _clean_up(self) -> None:
+        """Remove the files without tokens, all at once and rarely: an unlink may break a lookup that is under way."""
+        if self._now() - self._cleaned < CLEANUP_SECONDS:
+            return
+        self._cleaned = self._now()
+        old = self._now() - CLEANUP_SECONDS
+        empty = [vm_id for vm_id, known in self._known.items() if not known.entries and known.since <= old]
+        for vm_id in empty:
+            self._forget(vm_id)
+        self._files.remove(empty)
+
+    def _wake_at(self, expiry: float) -> None:
+        wake = self._timers.get("expire")
+        seconds = max(expiry - self._now(), 0)
+        if wake is None or not wake.active() or wake.getTime() > self._clock.seconds() + seconds:
+            self._set_timer("expire", seconds, self._expire)
+
+    def _expire(self) -> None:
+        """Take expired tokens out of their files; some at a time, as calls are waiting."""
+        now = self._now()
+        for _ in range(_EXPIRIES_AT_ONCE):
+            if not self._due or self._due[0][0] > now:
+                break
+            _, vm_id = heappop(self._due)
+            known = self._known.get(vm_id)
+            if known is None or all(self._is_live(entry) for entry in known.entries):
+                continue
+            try:
+                self._load(vm_id)
+            except OSError as error:
+                self._complain(error)
+            known = self._known.get(vm_id)
+            if known is not None and not all(self._is_live(entry) for entry in known.entries):
+                heappush(self._due, (now + RETRY_SECONDS, vm_id))
+        if self._due:
+            self._wake_at(self._due[0][0])
+
+    def _set_timer(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        timer = self._timers.get(name)
+        if timer is not None and timer.active():
+            timer.cancel()
+        self._timers[name] = self._clock.callLater(seconds, call)
+
+    def _complain(self, error: Exception) -> None:
+        """Say once that expired tokens stay in the folder, until it works again."""
+        if not self._failing:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._log.error(
+                "the token folder cannot be kept in order, expired tokens may stay: {reason}", reason=reason
+            )
+        self._failing = self._failed = True
 
 
-def _write(path: str, content: bytes) -> None:
-    """Write a new file, whole or not at all."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _targets(entries: list[Entry]) -> set[tuple[str, int]]:
+    return {(entry.live.grant.host, entry.live.grant.port) for entry in entries}
+
+
+@contextmanager
+def _explained(begin: str = "The tokens cannot be read or changed now.") -> Iterator[None]:
     try:
-        # No fsync: a token is worthless after a power failure, and the reactor thread must not wait for a disk.
-        if os.write(descriptor, content) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_planted(target: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.lstat(target).st_mode):
-            raise OSError(errno.EINVAL, "The VM's entry in the token folder is not a regular file")
+        yield
+    except OSError as error:
+        raise TokenStoreError(f"{begin} {error.strerror}") from error

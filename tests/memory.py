@@ -1,0 +1,57 @@
+"""A token store in memory: what a test of something else needs, no less and no more."""
+
+from dataclasses import replace
+
+from vnctoken.tokens import LiveToken, digest, new_token
+
+
+class MemoryStore:
+    """Keeps tokens (a TokenStore) as long as it is not told otherwise: time is not its matter."""
+
+    revocable = True
+
+    def __init__(self, error=None):
+        self.error = error
+        self.kept = {}
+
+    @property
+    def grants(self):
+        return [live.grant for live in self.kept.values()]
+
+    async def issue(self, grant):
+        if self.error is not None:
+            raise self.error
+        token = new_token()
+        self.kept[digest(token)] = LiveToken(digest(token), grant)
+        return token
+
+    async def live(self, vm_id):
+        return [live for live in self.kept.values() if live.grant.vm_id == vm_id]
+
+    async def revoke(self, vm_id, digests=None):
+        gone = [one.digest for one in await self.live(vm_id) if digests is None or one.digest in digests]
+        for one in gone:
+            del self.kept[one]
+        return len(gone)
+
+    async def find(self, token):
+        return self.kept.get(digest(token))
+
+    async def use(self, token, reuse_window):
+        live = self.kept.get(digest(token))
+        if live is None or (live.used and live.grant.single_use and reuse_window == 0):
+            return None
+        self.kept[live.digest] = replace(live, used=live.used or 1)
+        return self.kept[live.digest]
+
+    async def holders(self, host, port):
+        return frozenset(one.vm_id for one in self.grants if (one.host, one.port) == (host, port))
+
+    async def targets(self):
+        found = {}
+        for grant in self.grants:
+            found.setdefault(grant.vm_id, set()).add((grant.host, grant.port))
+        return {vm_id: frozenset(targets) for vm_id, targets in found.items()}
+
+    async def close(self):
+        pass
