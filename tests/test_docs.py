@@ -1,20 +1,36 @@
 """What the documents say, held against what the service does. Every snippet is run as it is written."""
 
+import configparser
+import os
+import pwd
 import re
 import shlex
 import subprocess
 import sys
 import xmlrpc.client
+from dataclasses import replace
 
 import pytest
 import yaml
-from conftest import ROOT, program, running
+from conftest import ROOT, program, running, tokens_in
+from jwcrypto.jwk import JWK
+from memory import MemoryStore
+from test_consoles import RUNNING, MemoryOned, consoles_of, result_of
+from twisted.internet.task import Clock
 
-from vnctoken.config import DEFAULT_CONSOLE_STATES, INHERITED, Config
-from vnctoken.errors import ErrorCode
+from vnctoken.config import DEFAULT_CONSOLE_STATES, INHERITED, Config, load
+from vnctoken.doctor import NAMES
+from vnctoken.errors import ActionError, ErrorCode
+from vnctoken.readers import token_options
+from vnctoken.tokens import Grant
+from vnctoken.tokens.jwt import JwtStore
+from vnctoken.tokens.redis import RedisStore
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+DOCUMENTS = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+README, PROTOCOL, OPERATIONS, TOKENS = (
+    (ROOT / path).read_text(encoding="utf-8")
+    for path in ("README.md", "docs/protocol.md", "docs/operations.md", "docs/tokens.md")
+)
 DOCUMENTED_URL = "http://127.0.0.1:2644/RPC2"
 
 
@@ -44,7 +60,8 @@ def output(command, text, service, **options):
 
 
 def issued_token(service, vm_id=20):
-    return (service.tokens / f"one-{vm_id}").read_text(encoding="utf-8").partition(":")[0]
+    (token,) = tokens_in(service.tokens / f"one-{vm_id}")
+    return token
 
 
 @pytest.mark.parametrize(
@@ -86,11 +103,11 @@ def test_the_readme_shows_what_the_demo_prints():
         assert line in printed or line == "..."
 
 
-def test_the_readme_lists_every_setting_with_its_default_and_where_it_may_come_from():
+def test_the_operators_document_lists_every_setting_with_its_default_and_where_it_may_come_from():
     defaults = yaml.safe_load(Config().to_yaml())
     del defaults[":log"]
     listed = {}
-    for name, default, _ in rows(README, "Configuration"):
+    for name, default, _ in rows(OPERATIONS, "Configuration"):
         listed[name.removesuffix("*").strip(" `").strip(":")] = default, name.endswith("*")
     assert {f":{key}" for key in listed} == set(defaults)
     assert {key for key, (_, inherited) in listed.items() if inherited} == INHERITED - {"log"}
@@ -99,6 +116,21 @@ def test_the_readme_lists_every_setting_with_its_default_and_where_it_may_come_f
             assert default == f"{len(DEFAULT_CONSOLE_STATES)} states, see the file"
         else:
             assert yaml.safe_load(default) == defaults[f":{key}"]
+
+
+def test_the_readmes_few_settings_have_the_defaults_of_the_whole_list():
+    everywhere = {name.removesuffix("*").strip(" `"): default for name, default, _ in rows(OPERATIONS, "Configuration")}
+    few = rows(README, "Configuration")
+    assert 5 <= len(few) <= 8
+    for name, default, _ in few:
+        assert everywhere[name] == default
+
+
+def test_the_operators_document_lists_every_extra():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = set(setup["options.extras_require"]) - {"demo", "test", "lint"}
+    assert {name for name, _ in rows(OPERATIONS, "Extras")} == extras
 
 
 def test_the_readme_lists_every_error_code():
@@ -130,19 +162,138 @@ def test_the_protocols_xml_of_a_console_is_what_one_vm_vnc_answers(service):
     assert re.sub("[0-9a-f]{32}", "#", answered) == re.sub("[0-9a-f]{32}", "#", shown)
 
 
-@pytest.mark.parametrize(
-    ("vm_id", "message"), [(3, "Graphics type"), (7, "Unsupported VM state"), (10, "GRAPHICS/PORT is '22'")]
-)
-def test_the_protocols_refusals_are_those_that_clients_get(vm_id, message, service):
+def test_the_protocols_refusals_are_those_that_clients_get(service):
+    calls = {
+        "Graphics type": ("one.vm.vnctoken", 3),
+        "Unsupported VM state": ("one.vm.vnctoken", 7),
+        "GRAPHICS/PORT is '22'": ("one.vm.vnctoken", 10),
+        "The options single_use and client need a resolver": ("one.vm.vnctoken", 20, {"single_use": True}),
+        "Unknown method 'x'": ("x",),
+        "Argument 2, the VM id, must be": ("one.vm.vnctoken", True),
+        "there is no option 'tll'": ("one.vm.vnctoken", 20, {"tll": 60}),
+        "the option ttl must be": ("one.vm.vnctoken", 20, {"ttl": "60"}),
+        "Argument 3, the token or its fingerprint, must be": ("one.vm.vncrevoke", 20, ""),
+    }
     with xmlrpc.client.ServerProxy(service.url) as portal:
-        _, answered, code = portal.one.vm.vnctoken("alice:secret", vm_id)
-    assert message in answered
-    assert [f"{code:#06x}", answered] in rows(PROTOCOL, "The refusals")
+        for message, (method, *arguments) in calls.items():
+            _, answered, code = getattr(portal, method)("alice:secret", *arguments)
+            assert message in answered
+            assert [f"{code:#06x}", answered] in rows(PROTOCOL, "The refusals")
+
+
+def test_the_protocol_says_what_two_vms_at_one_port_get():
+    vm = replace(RUNNING, host="dummy-host-2.example.org", port="5920")
+    consoles = consoles_of(MemoryOned(vm), MemoryStore(), presence=True)
+    result_of(consoles.open("bob:secret", 7))
+    with pytest.raises(ActionError) as caught:
+        result_of(consoles.open("alice:secret", 20))
+    assert [f"{caught.value.code:#06x}", str(caught.value)] in rows(PROTOCOL, "The refusals")
+
+
+@pytest.mark.parametrize("store", ["jwt", "redis"])
+def test_the_protocol_says_what_a_store_refuses(store, tmp_path):
+    if store == "jwt":
+        key = tmp_path / "jwt.key"
+        key.write_text("a" * 43)
+        refused = JwtStore([str(key)], lambda: 0).revoke(20)
+    else:
+        settings = {"servers": [("127.0.0.1", 1)], "namespace": "n", "timeout": 1, "tokens_per_vm": 8, "db": 0}
+        redis = RedisStore(Clock(), sentinel=None, password=None, tls=None, **settings)
+        refused = redis.issue(Grant(20, "2001:db8::1", 5920, 0, 60))
+    with pytest.raises(ActionError) as caught:
+        result_of(refused)
+    assert [f"{caught.value.code:#06x}", str(caught.value)] in rows(PROTOCOL, "The refusals")
+
+
+def test_the_protocols_token_of_a_minute_has_a_minute(service):
+    assert output((sys.executable, "-"), snippet(PROTOCOL, "python", '"ttl": 60'), service) == "60"
+
+
+def test_a_reader_who_copies_the_protocols_revocation_takes_all_tokens_back(service):
+    with xmlrpc.client.ServerProxy(service.url) as portal:
+        for _ in range(2):
+            portal.one.vm.vnctoken("alice:secret", 20)
+        (listed, _) = portal.one.vm.vnctokens("alice:secret", 20)[1]
+        shown = output((sys.executable, "-"), snippet(PROTOCOL, "python", "vncrevoke"), service)
+        assert portal.one.vm.vnctokens("alice:secret", 20) == [True, [], 0]
+    assert re.fullmatch(r"[0-9a-f]{8} alice \d+", shown)
+    members = re.findall(
+        r"^\| `(\w+)` \| \w+ \|", PROTOCOL.split("### Taking tokens back")[1].split("\n## ")[0], re.MULTILINE
+    )
+    assert set(members) == set(listed)
+
+
+def stores():
+    """Return what docs/tokens.md sets in the service's file, and the line for the proxy's that goes with it."""
+    settings, lines = (snippets(TOKENS, language) for language in ("yaml", "sh"))
+    return list(zip(settings, (text.strip() for text in lines if text.startswith("TOKENS=")), strict=True))
+
+
+@pytest.mark.parametrize(("settings", "line"), stores())
+def test_the_settings_of_each_store_go_with_the_proxys(settings, line, tmp_path):
+    file = tmp_path / "vnctoken-server.conf"
+    file.write_text(settings, encoding="utf-8")
+    config, warnings = load({}, str(file), os.devnull)
+    assert warnings == []
+    assert line.removeprefix("TOKENS=") in token_options(config)
+
+
+def test_the_documented_key_is_one_that_the_service_and_websockify_take(tmp_path):
+    (text,) = (text for text in snippets(TOKENS, "sh") if "basenc" in text)
+    run_in(tmp_path, text)
+    key = tmp_path / "keys" / "jwt.key"
+    store = JwtStore([str(key)], lambda: 1_800_000_000)
+    assert store.prepare() == []
+    assert (key.stat().st_mode & 0o777, [*key.parent.iterdir()]) == (0o600, [key])
+    assert len(JWK(k=key.read_text(), kty="oct").export()) > 0
+
+
+def test_a_key_that_is_changed_as_documented_loses_no_token(tmp_path):
+    (make,) = (text for text in snippets(TOKENS, "sh") if "basenc" in text)
+    (keep,) = (text for text in snippets(TOKENS, "sh") if "jwt.key.old" in text)
+    run_in(tmp_path, make, keep)
+    files = [str(tmp_path / "keys" / name) for name in ("jwt.key", "jwt.key.old")]
+    store = JwtStore(files, lambda: 1_800_000_000)
+    grant = Grant(7, "node-1", 5907, 1_800_000_000, 600)
+    before = issued(store, grant)
+    run_in(tmp_path, keep, make)
+    after = issued(store, grant)
+    assert [result_of(store.find(token)).grant.vm_id for token in (before, after)] == [7, 7]
+    run_in(tmp_path, keep, make)
+    assert result_of(store.find(before)) is None
+
+
+def issued(store, grant):
+    return result_of(store.issue(grant))
+
+
+def run_in(folder, *texts):
+    """Run a document's commands about keys in a folder of ours, as who we are."""
+    for text in texts:
+        ours = text.replace("/etc/vnctoken", str(folder / "keys")).replace(
+            "oneadmin", pwd.getpwuid(os.geteuid()).pw_name
+        )
+        assert "/etc" not in ours
+        subprocess.run(["sh", "-ec", ours], timeout=60, check=True)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_document_leads_there(path):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", path.read_text(encoding="utf-8")):
+        there = path.parent / target if target else path
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_doctors_checks_are_the_documented_ones():
+    shown = next(text for text in snippets(OPERATIONS, "console") if "--doctor" in text)
+    assert [line.split()[1] for line in shown.splitlines()[1:]] == list(NAMES)
 
 
 def test_the_operations_commands_options_are_the_programs():
-    usage = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    shown = next(text for text in snippets(usage, "") if text.startswith("vnctoken-server"))
+    shown = next(text for text in snippets(OPERATIONS, "") if text.startswith("vnctoken-server"))
     done = subprocess.run(
         shlex.split(f"{sys.executable} -m vnctoken.server --help"),
         capture_output=True,

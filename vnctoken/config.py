@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from vnctoken.addresses import write_address
+from vnctoken.combinations import contradiction, oddities
 from vnctoken.errors import ConfigError
-from vnctoken.links import token_gets_logged
-from vnctoken.values import PARSERS, Listener, integer, log_system, shown
+from vnctoken.values import PARSERS, UNSHOWN, Listener, integer, log_system, shown
 from vnctoken.vm import LCM_STATES
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ class Config:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name in PARSERS}
         values["vnc_ports"] = f"{self.vnc_ports[0]}:{self.vnc_ports[-1]}"
         values["console_states"] = [names.get(state, state) for state in sorted(self.console_states)]
+        values["resolver_listen"] = _written(self.resolver_listen)
+        values["redis_servers"] = [write_address(server) for server in self.redis_servers]
+        values["jwt_key_files"] = [*self.jwt_key_files]
+        values["proxy_address"] = write_address(self.proxy_address)
         values["log"] = {":system": self.log_system}
         return yaml.safe_dump({f":{key}": value for key, value in values.items()}, sort_keys=False)
 
@@ -147,18 +152,15 @@ def load(
 def from_mapping(ours: Source, sunstone: Source, at: Locations) -> tuple[Config, list[str]]:
     """Return the configuration that two files make, ours over the inherited keys of Sunstone's, and warnings.
 
-    Raises ConfigError for a wrong value, which names file, key, value, and what is expected.
+    Raises ConfigError for a wrong value, or values that cannot be together; it names file, key, and what is expected.
     """
     inherited = {key: value for key, value in sunstone.values.items() if key in INHERITED}
     settings = _parsed(Source(sunstone.name, inherited)) | _parsed(ours)
     warnings = [_unknown(key, ours.name) for key in ours.values if key not in PARSERS and key != "log"]
     config = Config(**settings, var=at.var, log_folder=at.log)
-    if config.console_url is not None and token_gets_logged(config.console_url):
-        warnings.append(
-            f"{ours.name}: :console_url: has the token before a '#', so it gets into the logs of web servers; put"
-            " {path} or {token} behind one"
-        )
-    return config, warnings
+    if (problem := contradiction(config)) is not None:
+        raise ConfigError(f"{ours.name}: {problem}")
+    return config, [*warnings, *(f"{ours.name}: {oddity}" for oddity in oddities(config))]
 
 
 def _read(named: str | None, usual: Path) -> Source:
@@ -219,7 +221,14 @@ def _checked(file: str, key: str, value: Any, parse: Callable[[Any], Any]) -> An
     try:
         return parse(value)
     except ValueError as error:
-        raise ConfigError(f"{file}: {key} is {shown(value)}, but {error} is expected") from None
+        given = "not shown, as it may be a password" if key.strip(":") in UNSHOWN else shown(value)
+        raise ConfigError(f"{file}: {key} is {given}, but {error} is expected") from None
+
+
+def _written(listener: Listener | None) -> str | None:
+    if isinstance(listener, Path):
+        return f"unix:{listener}"
+    return None if listener is None else write_address(listener)
 
 
 def _unknown(key: str, file: str) -> str:

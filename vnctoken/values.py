@@ -5,36 +5,39 @@ A parser returns the value as the service uses it, or raises ValueError with wha
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from vnctoken.addresses import is_host, is_http_url, is_tcp_endpoint, read_address
 from vnctoken.links import checked_template
 from vnctoken.vm import LCM_STATES
 
-# What Twisted looks up; it refuses underscores, though /etc/hosts may have them.
-_HOST_NAME = re.compile(r"(?!.{254})[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\.?")
-
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+):([0-9]{1,5})", re.ASCII)
-# What fits into sockaddr_un, with "unix:" before it.
-_SOCKET_PATH = 107 + len("unix:")
-_YEAR = 366 * 24 * 3600
+# What fits into sockaddr_un.
+_SOCKET_PATH_BYTES = 107
+_MINUTE = 60
+_HOUR = 60 * _MINUTE
+_YEAR = 366 * 24 * _HOUR
 
 LOG_SYSTEMS = ("file", "syslog")
 TOKEN_STORES = ("folder", "redis", "jwt")
+
+UNSHOWN = frozenset({"redis_password_file"})
+"""The keys whose values are in no message, as what is wrong with one may be that it is a password."""
 
 Listener = tuple[str, int] | Path
 """A loopback address and a port, or the path of a Unix socket."""
 
 
 def shown(value: Any) -> str:
-    """Quote a value for a message, without the password that a URL may hold."""
+    """Quote a value for a message, without the password that an address may begin with."""
     try:
-        return re.sub("//[^/@]*@", "//...@", repr(value))
+        return re.sub(r"[^\s'\"]*@", "...@", repr(value))
     except ValueError:
         return "a number of thousands of digits"
 
@@ -65,54 +68,36 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
-def _seconds(value: Any) -> float:
-    number = _number_from(value)
-    if isinstance(number, int | float) and not isinstance(number, bool) and 0 < number <= 3600:  # noqa: PLR2004 (an hour)
-        return number
-    raise ValueError("a number of seconds above 0, at most 3600,")
+def _seconds(expected: str, allowed: Callable[[float], bool]) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        number = _number_from(value)
+        if isinstance(number, int | float) and not isinstance(number, bool) and allowed(number):
+            return number
+        raise ValueError(expected)
+
+    return parse
 
 
 def _listening_host(value: Any) -> str:
     host = _text("the IP address or name of this machine to listen at")(value)
-    if not (_HOST_NAME.fullmatch(host.lower()) or _is_ipv6(host)):
+    if not is_host(host):
         raise ValueError("the IP address or name of this machine to listen at")
     return host
 
 
-def _url(value: Any) -> str:
+def _url(example: str) -> Callable[[Any], str]:
     expected = (
-        "a URL such as http://localhost:2633/RPC2, http or https, without user and query, its host an address or a name"
-        " of letters, digits and hyphens,"
+        f"a URL such as {example}, http or https, without user and query, its host an address or a name of letters,"
+        " digits and hyphens,"
     )
-    text = _text(expected)(value)
-    try:
-        parts = urlsplit(text)
-        valid = (
-            text.isascii()
-            and parts.scheme in ("http", "https")
-            and (_HOST_NAME.fullmatch(parts.hostname or "") or _is_ipv6(parts.hostname or ""))
-            and "@" not in parts.netloc
-            and not parts.query
-            and not parts.fragment
-            and parts.port != 0
-        )
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ValueError(expected)
-    return text
 
+    def parse(value: Any) -> str:
+        text = _text(expected)(value)
+        if not is_http_url(text):
+            raise ValueError(expected)
+        return text
 
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _certificates(value: Any) -> str | None:
-    return None if value is None else _text("the path of a file of CA certificates in PEM")(value)
+    return parse
 
 
 def _folder_name(value: Any) -> str:
@@ -169,72 +154,58 @@ def _yes_or_no(value: Any) -> bool:
     raise ValueError("yes or no")
 
 
-def _from_zero(most: int) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        number = _number_from(value)
-        if isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= most:
-            return number
-        raise ValueError(f"a number of seconds from 0 to {most}")
-
-    return parse
-
-
 def _token_store(value: Any) -> str:
     if isinstance(value, str) and value.strip(":") in TOKEN_STORES:
         return value.strip(":")
-    raise ValueError(", ".join(TOKEN_STORES[:-1]) + f" or {TOKEN_STORES[-1]}")
-
-
-def _list_of(parse: Callable[[Any], Any], expected: str) -> Callable[[Any], tuple[Any, ...]]:
-    """Return a parser of lists; one item may stand by itself."""
-
-    def parse_list(value: Any) -> tuple[Any, ...]:
-        try:
-            items = tuple(parse(item) for item in (value if isinstance(value, list) else [value]))
-        except ValueError:
-            items = ()
-        if not items:
-            raise ValueError(expected)
-        return items
-
-    return parse_list
+    raise ValueError("folder, redis or jwt")
 
 
 def _address(value: Any) -> tuple[str, int]:
-    """Read HOST:PORT; an IPv6 address stands in brackets."""
-    expected = "HOST:PORT, such as 127.0.0.1:6379 or [::1]:6379,"
-    parts = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
-    if parts is None:
+    expected = "HOST:PORT, such as 127.0.0.1:29877 or '[::1]:29877',"
+    return _port_given(value, expected)
+
+
+def _addresses(value: Any) -> tuple[tuple[str, int], ...]:
+    expected = "HOST:PORT, such as 127.0.0.1:6379 or '[::1]:6379', or a list of them,"
+    items = value if isinstance(value, list) else [value]
+    if not items:
         raise ValueError(expected)
-    bare, port = parts[1].strip("[]"), parts[2]
-    if not (_is_ipv6(bare) if parts[1].startswith("[") else _HOST_NAME.fullmatch(bare.lower())):
-        raise ValueError(expected)
+    return tuple(_port_given(item, expected) for item in items)
+
+
+def _port_given(value: Any, expected: str) -> tuple[str, int]:
     try:
-        return bare, integer(1, 65535)(port)
+        host, port = read_address(value if isinstance(value, str) else "")
     except ValueError:
         raise ValueError(expected) from None
+    if port == 0:
+        raise ValueError(expected)
+    return host, port
 
 
 def _resolver_listen(value: Any) -> Listener | None:
-    """Read where the resolver listens: an address of this machine's loopback, or the path of a Unix socket."""
-    expected = "127.0.0.1:PORT, [::1]:PORT or unix:/PATH of a socket"
     if value is None:
         return None
-    if isinstance(value, str) and value.startswith("unix:/") and value.isprintable() and len(value) <= _SOCKET_PATH:
-        return Path(value.removeprefix("unix:"))
-    parts = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
-    try:
-        if parts is not None and ipaddress.ip_address(parts[1].strip("[]")).is_loopback:
-            return parts[1].strip("[]"), integer(0, 65535)(parts[2])
-    except ValueError:
-        pass
-    raise ValueError(expected)
+    if isinstance(value, str):
+        path = Path(value.removeprefix("unix:"))
+        if value.startswith("unix:/") and value.isprintable() and path.name:
+            if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
+                return path
+        else:
+            with contextlib.suppress(ValueError):
+                host, port = read_address(value)
+                if ipaddress.ip_address(host).is_loopback:
+                    return host, port
+    raise ValueError("127.0.0.1:PORT, '[::1]:PORT' or unix:/PATH of a socket")
 
 
-def _namespace(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch("[A-Za-z0-9_.-]{1,64}", value, re.ASCII):
-        return value
-    raise ValueError("1 to 64 letters, digits and _.-")
+def _name(what: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if isinstance(value, str) and re.fullmatch("[A-Za-z0-9_.-]{1,64}", value, re.ASCII):
+            return value
+        raise ValueError(f"{what}, 1 to 64 letters, digits and '_.-',")
+
+    return parse
 
 
 def _path(what: str) -> Callable[[Any], str]:
@@ -247,26 +218,27 @@ def _path(what: str) -> Callable[[Any], str]:
     return parse
 
 
+def _key_files(value: Any) -> tuple[str, ...]:
+    parse = _path("the absolute path of a key file, or a list of them, the one to make tokens with first,")
+    if value is None:
+        return ()
+    return tuple(map(parse, value if isinstance(value, list) else [value]))
+
+
 def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else parse(value)
 
 
-def _endpoint(value: Any) -> str | None:
+def _endpoint(value: Any) -> str:
     expected = "a ZeroMQ endpoint such as tcp://localhost:2101, or nothing,"
-    if value is None:
-        return None
     text = _text(expected)(value)
-    try:
-        parts = urlsplit(text)
-        if parts.scheme == "tcp" and parts.port and parts.hostname and not parts.path and "@" not in parts.netloc:
-            return text
-    except ValueError:
-        pass
-    raise ValueError(expected)
+    if not is_tcp_endpoint(text):
+        raise ValueError(expected)
+    return text
 
 
-def _console_url(value: Any) -> str | None:
-    return None if value is None else checked_template(_text("a URL, or nothing,")(value))
+def _console_url(value: Any) -> str:
+    return checked_template(_text("a URL, or nothing,")(value))
 
 
 def log_system(value: Any) -> str:
@@ -276,40 +248,43 @@ def log_system(value: Any) -> str:
     raise ValueError(" or ".join(LOG_SYSTEMS))
 
 
+_timeout = _seconds(f"a number of seconds above 0, at most {_HOUR},", lambda number: 0 < number <= _HOUR)
+# Asked every 0.001 s, oned would get to nothing else.
+_interval = _seconds(f"0 or a number of seconds from 1 to {_HOUR}", lambda number: number == 0 or 1 <= number <= _HOUR)
+_window = _seconds(f"a number of seconds from 0 to {_MINUTE}", lambda number: 0 <= number <= _MINUTE)
+
 PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "host": _listening_host,
     "port": integer(0, 65535),
-    "one_xmlrpc": _url,
-    "one_xmlrpc_timeout": _seconds,
+    "one_xmlrpc": _url("http://localhost:2633/RPC2"),
+    "one_xmlrpc_timeout": _timeout,
     "one_xmlrpc_connections": integer(1, 1000),
-    "one_xmlrpc_ca": _certificates,
+    "one_xmlrpc_ca": _optional(_text("the path of a file of CA certificates in PEM")),
     "token_folder_name": _folder_name,
     "token_store": _token_store,
     "token_ttl": integer(0, _YEAR),
     "token_ttl_max": integer(1, _YEAR),
     "tokens_per_vm": integer(1, 1000),
-    "recheck_interval": _from_zero(3600),
-    "subscriber_endpoint": _endpoint,
+    "recheck_interval": _interval,
+    "subscriber_endpoint": _optional(_endpoint),
     "resolver_listen": _resolver_listen,
-    "reuse_window": _from_zero(60),
+    "reuse_window": _window,
     "verify_on_connect": _yes_or_no,
-    "redis_servers": _list_of(_address, "HOST:PORT, such as 127.0.0.1:6379 or [::1]:6379, or a list of them,"),
-    "redis_sentinel": _optional(_namespace),
+    "redis_servers": _addresses,
+    "redis_sentinel": _optional(_name("the name that the Sentinels have for a master")),
     "redis_db": integer(0, 65535),
-    "redis_namespace": _namespace,
+    "redis_namespace": _name("what the keys begin with"),
     "redis_password_file": _optional(_path("the absolute path of a file with the password")),
     "redis_tls": _yes_or_no,
-    "redis_ca": _certificates,
-    "redis_timeout": _seconds,
-    "jwt_key_files": _list_of(
-        _path("the absolute path of a key file"), "the absolute path of a key file, or a list of them, the newest first,"
-    ),
+    "redis_ca": _optional(_text("the path of a file of CA certificates in PEM")),
+    "redis_timeout": _timeout,
+    "jwt_key_files": _key_files,
     "vnc_ports": _ports,
     "console_states": _states,
     "vnc_proxy_support_wss": _wss,
-    "console_url": _console_url,
+    "console_url": _optional(_console_url),
     "proxy_address": _address,
-    "public_url": _optional(_url),
+    "public_url": _optional(_url("https://cloud.example.org/RPC2/vnctoken")),
     "max_request_bytes": integer(1024, 2**24),
     "max_connections": integer(1, 100_000),
     "debug_level": integer(0, 3),
