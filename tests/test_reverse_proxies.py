@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, START_SECONDS, Service, free_port, vnctoken_server
+from conftest import ROOT, START_SECONDS, Service, free_port, tokens_in, vnctoken_server
 from webservers import (
     CLOSED,
     HOST,
@@ -97,7 +97,7 @@ class Behind:
         assert ok, token
         # The sandbox's VM is on a host that does not exist; its screen is here.
         written = self.service.tokens / "one-0"
-        assert written.read_text(encoding="utf-8") == f"{token}: dummy-host-1:5900\n"
+        assert tokens_in(written)[token] == "dummy-host-1:5900"
         written.write_text(f"{token}: 127.0.0.1:{self.screen_port}\n", encoding="utf-8")
         return token
 

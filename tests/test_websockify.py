@@ -1,195 +1,18 @@
-"""What readers of the token folder see: websockify as it is today, and one with the rules of OpenNebula's copy."""
+"""A console through the real websockify, as it is from PyPI and Debian, and as our own command runs it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import socket
-import subprocess
 import sys
-import threading
+import time
 import xmlrpc.client
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 
 import pytest
-from conftest import START_SECONDS, free_port, running, vnctoken_server
+from conftest import START_SECONDS, free_port, program, running, vnctoken_server
 from webservers import until
 from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen
-
-READER = """
-import json, logging, os, sys, threading
-
-def older(folder):
-    # OpenNebula's copy: every name is opened, every line is split, nothing is checked.
-    def lookup(token):
-        targets = {}
-        for name in os.listdir(folder):
-            with open(os.path.join(folder, name)) as file:
-                for line in (line.strip() for line in file.readlines()):
-                    if not line.startswith("#"):
-                        known, target = line.split(": ")
-                        targets[known] = target.rsplit(":", 1)
-        return targets.get(token)
-    return lookup
-
-def newer(folder):
-    from websockify.token_plugins import TokenFile
-
-    class Fail(logging.Handler):
-        def emit(self, record):
-            raise ValueError(record.getMessage())
-
-    logging.getLogger("websockify").addHandler(Fail(logging.WARNING))
-    # One plugin per connection, as it keeps what it has read, and websockify forks for each connection.
-    return lambda token: TokenFile(folder).lookup(token)
-
-lookup = {"older": older, "newer": newer}[sys.argv[1]](sys.argv[2])
-seen = {"reads": 0, "failures": []}
-
-def read_on_and_on():
-    while True:
-        try:
-            lookup("")
-        except Exception as error:
-            seen["failures"].append(repr(error))
-        seen["reads"] += 1
-
-threading.Thread(target=read_on_and_on, daemon=True).start()
-print(json.dumps("reads"), flush=True)
-for token in sys.stdin:
-    try:
-        print(json.dumps(lookup(token.strip())), flush=True)
-    except Exception as error:
-        print(json.dumps(repr(error)), flush=True)
-print(json.dumps(seen), flush=True)
-"""
-
-
-class Reader:
-    """A process that reads the token folder without a pause, and answers lookups meanwhile."""
-
-    def __init__(self, process):
-        self._process = process
-        self._turn = threading.Lock()
-
-    def _answer(self):
-        line = self._process.stdout.readline()
-        assert line, "the reader has ended"
-        return json.loads(line)
-
-    def start(self):
-        assert self._answer() == "reads"
-
-    def lookup(self, token):
-        with self._turn:
-            self._process.stdin.write(f"{token}\n")
-            self._process.stdin.flush()
-            return self._answer()
-
-    def finish(self):
-        """Return how often the folder was read in all, and what went wrong."""
-        self._process.stdin.close()
-        seen = self._answer()
-        return seen["reads"], seen["failures"]
-
-
-@contextlib.contextmanager
-def reading(kind, folder):
-    with subprocess.Popen(
-        [sys.executable, "-c", READER, kind, folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            reader = Reader(process)
-            reader.start()
-            yield reader
-        finally:
-            process.kill()
-
-
-@contextlib.contextmanager
-def both_readers(folder):
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with reading("older", folder) as older, reading("newer", folder) as newer:
-        yield older, newer
-
-
-TARGETS = {
-    0: ["dummy-host-1", "5900"],
-    1: ["dummy-host-1", "5901"],
-    13: ["2001:db8::1", "5913"],
-    20: ["dummy-host-2.example.org", "5920"],
-}
-
-
-def folder_of(one_location):
-    return one_location / "var" / "sunstone_vnc_tokens"
-
-
-def test_every_token_is_found_by_both_readers_while_200_are_issued(tmp_path, cloud):
-    folder = folder_of(tmp_path)
-
-    def issue(vm_id, times):
-        with xmlrpc.client.ServerProxy(service.url) as server:
-            for _ in range(times):
-                ok, token, _ = server.one.vm.vnctokenonly("alice:secret", vm_id)
-                assert ok, token
-                assert [reader.lookup(token) for reader in readers] == [TARGETS[vm_id]] * 2
-
-    with both_readers(folder) as readers, vnctoken_server(tmp_path, cloud.url) as service:
-        with ThreadPoolExecutor(len(TARGETS)) as pool:
-            for issued in [pool.submit(issue, vm_id, 50) for vm_id in TARGETS]:
-                issued.result()
-        for reader in readers:
-            reads, failures = reader.finish()
-            assert failures == []
-            assert reads > 200
-    assert {path.name for path in folder.iterdir()} == {f"one-{vm_id}" for vm_id in TARGETS}
-
-
-def test_a_token_that_was_replaced_is_found_no_more(tmp_path, cloud):
-    with both_readers(folder_of(tmp_path)) as readers, vnctoken_server(tmp_path, cloud.url) as service:
-        with xmlrpc.client.ServerProxy(service.url) as server:
-            _, first, _ = server.one.vm.vnctokenonly("alice:secret", 0)
-            _, second, _ = server.one.vm.vnctokenonly("alice:secret", 0)
-        for reader in readers:
-            assert reader.lookup(first) is None
-            assert reader.lookup(second) == TARGETS[0]
-
-
-def test_kill_9_amid_writes_shows_no_reader_a_bad_file(tmp_path, cloud):
-    folder = folder_of(tmp_path)
-
-    def issue_until_killed(url, issued):
-        with contextlib.suppress(OSError, xmlrpc.client.Error), xmlrpc.client.ServerProxy(url) as server:
-            for number in count():
-                vm_id = list(TARGETS)[number % len(TARGETS)]
-                assert server.one.vm.vnctokenonly("alice:secret", vm_id)[0]
-                issued.append(vm_id)
-
-    with both_readers(folder) as readers:
-        for _ in range(5):
-            issued = []
-            with vnctoken_server(tmp_path, cloud.url) as service, ThreadPoolExecutor(4) as pool:
-                callers = [pool.submit(issue_until_killed, service.url, issued) for _ in range(4)]
-                until(lambda issued=issued: len(issued) >= 40)
-                service.process.process.kill()
-                for caller in callers:
-                    caller.result()
-            for path in folder.iterdir():
-                assert re.fullmatch(r"one-\d+", path.name)
-                assert re.fullmatch(r"[0-9A-Za-z]{22,}: \S+:59\d\d\n", path.read_text(encoding="utf-8"))
-        for reader in readers:
-            reads, failures = reader.finish()
-            assert failures == []
-            assert reads > 200
-    with vnctoken_server(tmp_path, cloud.url):
-        assert list(folder.with_name(folder.name + ".new").iterdir()) == [], "half-written tokens are cleared away"
-
 
 # An oned whose one VM is here: what its console says, we can answer.
 HOME = """
@@ -207,39 +30,87 @@ reactor.run()
 """
 
 
-@pytest.mark.parametrize("command", ["websockify", "vnctoken.proxy"])
-def test_a_token_opens_the_console_through_websockify_and_nothing_else_does(tmp_path, command):
+class Consoles:
+    """A service in front of the VM, and a proxy that reads its tokens."""
+
+    def __init__(self, service, proxy, proxy_port, vnc_port):
+        self.service = service
+        self.proxy = proxy
+        self.vnc_port = vnc_port
+        self._proxy_port = proxy_port
+
+    def call(self, method, *arguments):
+        with xmlrpc.client.ServerProxy(self.service.url) as server:
+            ok, result, _ = getattr(server.one.vm, method)("alice:secret", 7, *arguments)
+        assert ok, result
+        return result
+
+    def viewer(self, token):
+        """Return a console that was opened with a token; raises HandshakeRefusedError."""
+        connection = socket.create_connection(("127.0.0.1", self._proxy_port), timeout=START_SECONDS)
+        viewer = WebSocket.connect(connection, f"/websockify?token={token}")
+        assert viewer.receive_exactly(len(GREETING)) == GREETING
+        return contextlib.closing(viewer)
+
+    def refuses(self, token):
+        """Whether nobody gets a console for a token."""
+        try:
+            with self.viewer(token):
+                return False
+        except HandshakeRefusedError:
+            return True
+
+
+def goes_on(viewer):
+    """Whether a console is still a console."""
+    viewer.send(b"a key pressed")
+    return viewer.receive_exactly(13) == b"a key pressed"
+
+
+@pytest.fixture(scope="module", params=["websockify from PyPI", "websockify from Debian", "vnctoken-websockify"])
+def consoles(request, tmp_path_factory):
+    command = {
+        "websockify from PyPI": (sys.executable, "-m", "websockify"),
+        "websockify from Debian": ("/usr/bin/websockify",),
+        "vnctoken-websockify": (sys.executable, "-m", "vnctoken.proxy"),
+    }[request.param]
+    program(command[0])
     with contextlib.ExitStack() as stack:
         vnc_port = stack.enter_context(screen())
         oned = stack.enter_context(running(sys.executable, "-c", HOME, vnc_port, ready="listens on"))
         oned_url = oned.wait_for(r"listens on (http://\S+)").group(1)
-        service = stack.enter_context(vnctoken_server(tmp_path, oned_url))
+        service = stack.enter_context(vnctoken_server(tmp_path_factory.mktemp("one"), oned_url))
         port = free_port()
         options = ("--token-plugin", "TokenFile", "--token-source", service.tokens, f"127.0.0.1:{port}")
-        proxy = stack.enter_context(running(sys.executable, "-m", command, *options, ready="proxying from"))
+        proxy = stack.enter_context(running(*command, *options, ready="proxying from"))
+        yield Consoles(service, proxy, port, vnc_port)
 
-        def viewer(token):
-            connection = socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS)
-            return WebSocket.connect(connection, f"/websockify?token={token}")
 
-        with xmlrpc.client.ServerProxy(service.url) as server:
-            ok, console, _ = server.one.vm.vnctoken("alice:secret", 7)
-        assert ok, console
-        assert (console["Host"], console["Port"]) == ("127.0.0.1", vnc_port)
+def test_a_token_opens_the_console_and_nothing_else_does(consoles, request):
+    console = consoles.call("vnctoken")
+    assert (console["Host"], console["Port"]) == ("127.0.0.1", consoles.vnc_port)
+    token = console["Token"]
+    with consoles.viewer(token) as opened:
+        assert goes_on(opened)
+    for wrong in ("", "0" * len(token), token[:-1]):
+        assert consoles.refuses(wrong)
+    if "vnctoken-websockify" in request.node.callspec.id:
+        # From its issue to its use: the same name in both logs, and the token in none.
+        log = consoles.service.log.read_text()
+        (named,) = re.findall(r" one\.vm\.vnctoken vm=7 .* (token=[0-9a-f]{8})$", log, re.MULTILINE)
+        consoles.proxy.wait_for(rf"Path: '/websockify\?{named}'$")
+        assert token not in consoles.proxy.output + log
 
-        with contextlib.closing(viewer(console["Token"])) as opened:
-            assert opened.receive_exactly(len(GREETING)) == GREETING
-            opened.send(b"a key pressed")
-            assert opened.receive_exactly(13) == b"a key pressed"
 
-        for wrong in ("", "0" * len(console["Token"]), console["Token"][:-1]):
-            with pytest.raises(HandshakeRefusedError):
-                viewer(wrong)
-
-        if command == "vnctoken.proxy":
-            # From its issue to its use: the same name in both logs, and the token in none.
-            (named,) = re.findall(
-                r" one\.vm\.vnctoken vm=7 .* (token=[0-9a-f]{8})$", service.log.read_text(), re.MULTILINE
-            )
-            proxy.wait_for(rf"Path: '/websockify\?{named}'$")
-            assert console["Token"] not in proxy.output + service.log.read_text()
+def test_several_viewers_have_consoles_and_an_expired_or_revoked_token_opens_no_more_of_them(consoles):
+    long, revoked = consoles.call("vnctokenonly"), consoles.call("vnctokenonly")
+    expiring = consoles.call("vnctokenonly", {"ttl": 2})
+    issued = time.monotonic()
+    with consoles.viewer(long) as first, consoles.viewer(revoked) as second, consoles.viewer(expiring) as third:
+        assert consoles.call("vncrevoke", revoked) == 1
+        assert consoles.refuses(revoked)
+        until(lambda: consoles.refuses(expiring))
+        assert time.monotonic() - issued > 1.9
+        assert all(map(goes_on, (first, second, third)))
+    with consoles.viewer(long) as again:
+        assert goes_on(again)

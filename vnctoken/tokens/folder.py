@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
@@ -79,6 +80,7 @@ class TokenFolder:
         self._vm_of: dict[str, int] = {}
         self._at: dict[tuple[str, int], set[int]] = {}
         self._due: list[tuple[float, int]] = []
+        self._planned: dict[int, float] = {}
         self._timers: dict[str, Any] = {}
         self._scanned = -_RESCAN_SECONDS
         self._cleaned = now()
@@ -114,7 +116,8 @@ class TokenFolder:
     async def live(self, vm_id: int) -> list[LiveToken]:
         """Return the tokens in a VM's file, the oldest first."""
         with _explained():
-            return sorted((entry.live for entry in self._load(vm_id)), key=lambda live: live.grant.issued)
+            opening = [entry.live for entry in self._load(vm_id) if entry.live.grant.port]
+        return sorted(opening, key=lambda live: live.grant.issued)
 
     async def revoke(self, vm_id: int, digests: frozenset[str] | None = None) -> int:
         """Take tokens out of a VM's file."""
@@ -221,10 +224,7 @@ class TokenFolder:
             self._vm_of[entry.live.digest] = vm_id
         for target in _targets(entries):
             self._at.setdefault(target, set()).add(vm_id)
-        expiries = [entry.expires for entry in entries if entry.expires]
-        if expiries:
-            heappush(self._due, (min(expiries), vm_id))
-            self._wake_at(self._due[0][0])
+        self._look_again_at(vm_id, min((entry.expires for entry in entries if entry.expires), default=inf))
 
     def _forget(self, vm_id: int) -> None:
         known = self._known.pop(vm_id, None)
@@ -295,25 +295,38 @@ class TokenFolder:
         if wake is None or not wake.active() or wake.getTime() > self._clock.seconds() + seconds:
             self._set_timer("expire", seconds, self._expire)
 
+    def _look_again_at(self, vm_id: int, second: float) -> None:
+        """Look for expired tokens in a VM's file then; earlier, if that was planned."""
+        if second < self._planned.get(vm_id, inf):
+            self._planned[vm_id] = second
+            heappush(self._due, (second, vm_id))
+            self._wake_at(self._due[0][0])
+
     def _expire(self) -> None:
         """Take expired tokens out of their files; some at a time, as calls are waiting."""
         now = self._now()
         for _ in range(_EXPIRIES_AT_ONCE):
             if not self._due or self._due[0][0] > now:
                 break
-            _, vm_id = heappop(self._due)
-            known = self._known.get(vm_id)
-            if known is None or all(self._is_live(entry) for entry in known.entries):
-                continue
+            second, vm_id = heappop(self._due)
+            if self._planned.get(vm_id) == second:
+                del self._planned[vm_id]
+                self._drop_expired(vm_id)
+        if self._due:
+            self._wake_at(self._due[0][0])
+
+    def _drop_expired(self, vm_id: int) -> None:
+        known = self._known.get(vm_id)
+        if known is not None and not all(self._is_live(entry) for entry in known.entries):
             try:
                 self._load(vm_id)
             except OSError as error:
                 self._complain(error)
             known = self._known.get(vm_id)
-            if known is not None and not all(self._is_live(entry) for entry in known.entries):
-                heappush(self._due, (now + RETRY_SECONDS, vm_id))
-        if self._due:
-            self._wake_at(self._due[0][0])
+        if known is not None:
+            first = min((entry.expires for entry in known.entries if entry.expires), default=inf)
+            now = self._now()
+            self._look_again_at(vm_id, first if first > now else now + RETRY_SECONDS)
 
     def _set_timer(self, name: str, seconds: float, call: Callable[[], None]) -> None:
         timer = self._timers.get(name)
@@ -332,7 +345,7 @@ class TokenFolder:
 
 
 def _targets(entries: list[Entry]) -> set[tuple[str, int]]:
-    return {(entry.live.grant.host, entry.live.grant.port) for entry in entries}
+    return {(entry.live.grant.host, entry.live.grant.port) for entry in entries if entry.live.grant.port}
 
 
 @contextmanager
