@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """How long from the portal's call to the first picture of a console, and what an open console costs.
 
-    benchmarks/console.py                  with 1, 100 and 1000 other live tokens in the folder
+    benchmarks/console.py                  with 1, 100 and 1000 other live tokens
     benchmarks/console.py --others 1 10000 --rounds 20 --open 50
 
 Everything is real but oned and the VM's screen, which the sandbox plays: vnctoken-server, vnctoken-websockify, and a
 viewer that does what noVNC does until it has the whole screen (raw encoding). The three parts of the way:
 
     issue      XML-RPC call, on a connection of its own, until the token is here
-    connect    TCP and websocket handshake; meanwhile websockify reads every token file, and connects to the screen
+    connect    TCP and websocket handshake; meanwhile websockify looks the token up, and connects to the screen
     picture    the VNC handshake, and one whole picture
 
-The machine is noisy: the numbers of tokens take turns in every round, and a figure is the median over the rounds.
+Two proxies run side by side: one reads the token folder, every file of it for every connection, the other one asks the
+resolver of vnctoken-server. The machine is noisy: the numbers of tokens and the proxies take turns in every round, and
+a figure is the median over the rounds.
 Memory is the proportional set size (PSS): what processes share is counted once.
 """
 
@@ -31,12 +33,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from vnctoken.sandbox.programs import sandbox, vnctoken_server, vnctoken_websockify
+from vnctoken.sandbox.programs import free_port, sandbox, vnctoken_server, vnctoken_websockify
 from vnctoken.tokens import new_token
 from vnctoken.tokens.files import TokenFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from vnctoken.sandbox.programs import Program
 
 SESSION, VM_ID = "alice:secret", 0
 FIRST_OTHER_VM_ID = 1_000_000
@@ -135,29 +139,40 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vnctoken-benchmark-")))
         cloud = stack.enter_context(sandbox("--screens"))
-        server = stack.enter_context(vnctoken_server(folder, cloud.url))
-        websockify = stack.enter_context(vnctoken_websockify(folder))
-        _show_times(server.url, websockify.url, folder, options.others, options.rounds)
-        pids = {"vnctoken-server": server.pid, "vnctoken-websockify": websockify.pid, "the screen (sandbox)": cloud.pid}
-        _show_memory(server.url, websockify.url, pids, options.open)
+        resolver = f"127.0.0.1:{free_port()}"
+        server = stack.enter_context(vnctoken_server(folder, cloud.url, f":resolver_listen: {resolver}\n"))
+        proxies = {
+            "folder": stack.enter_context(vnctoken_websockify(folder)),
+            "resolver": stack.enter_context(vnctoken_websockify(folder, resolver)),
+        }
+        _show_times(server.url, proxies, folder, options.others, options.rounds)
+        pids = {
+            "vnctoken-server": server.pid,
+            "vnctoken-websockify": proxies["folder"].pid,
+            "the screen (sandbox)": cloud.pid,
+        }
+        _show_memory(server.url, proxies["folder"].url, pids, options.open)
 
 
-def _show_times(server: str, websocket: str, folder: Path, others: Sequence[int], rounds: int) -> None:
+def _show_times(server: str, proxies: Mapping[str, Program], folder: Path, others: Sequence[int], rounds: int) -> None:
     tokens = TokenFiles(folder / "var" / "sunstone_vnc_tokens")
-    times: dict[int, list[Times]] = {number: [] for number in others}
+    times: dict[tuple[int, str], list[Times]] = {(number, name): [] for number in others for name in proxies}
     for round_ in range(rounds + 1):
         for number in others:
             _set_others(tokens, folder, number)
-            measured = _console(server, websocket)
-            if round_:  # the first one warms up
-                times[number].append(measured)
+            for name, proxy in proxies.items():
+                measured = _console(server, proxy.url)
+                if round_:  # the first one warms up
+                    times[number, name].append(measured)
     print(f"From the call to the first picture, in ms: medians of {rounds} rounds\n")
-    print(f"{'other tokens':>12}{'issue':>9}{'connect':>9}{'picture':>9}{'in all':>9}{'ratio':>7}")
-    first = statistics.median(its.whole for its in times[others[0]])
-    for number, its in times.items():
-        parts = "".join(f"{statistics.median(getattr(it, part.name) for it in its):9.1f}" for part in fields(Times))
-        whole = statistics.median(it.whole for it in its)
-        print(f"{number:12}{parts}{whole:9.1f}{whole / first:7.2f}")
+    print(f"{'other tokens':>12}{'by':>10}{'issue':>9}{'connect':>9}{'picture':>9}{'in all':>9}{'ratio':>7}")
+    for name in proxies:
+        first = statistics.median(its.whole for its in times[others[0], name])
+        for number in others:
+            its = times[number, name]
+            parts = "".join(f"{statistics.median(getattr(it, part.name) for it in its):9.1f}" for part in fields(Times))
+            whole = statistics.median(it.whole for it in its)
+            print(f"{number:12}{name:>10}{parts}{whole:9.1f}{whole / first:7.2f}")
 
 
 def _set_others(tokens: TokenFiles, folder: Path, number: int) -> None:

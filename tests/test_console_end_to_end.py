@@ -40,11 +40,14 @@ class Site:
 
     def link(self, vm_id):
         """Return the Url that the service answers to a portal, with the port that the site has here."""
-        service = f"https://localhost:{self.front.https_port}/RPC2/vnctoken"
-        with xmlrpc.client.ServerProxy(service, context=self.trust) as server:
+        with self.portal as server:
             ok, console, _ = server.one.vm.vnctoken("alice:secret", vm_id)
         assert ok, console
         return console["Url"].replace(f"https://{HOST}/", f"https://{self.address}/")
+
+    @property
+    def portal(self):
+        return xmlrpc.client.ServerProxy(f"https://localhost:{self.front.https_port}/RPC2/vnctoken", context=self.trust)
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +110,26 @@ def test_a_wrong_token_is_told_and_leaves_no_black_page(site, tab):
     tab.assert_light()
 
 
-def test_a_token_of_one_vm_never_shows_another(site, open_tab):
+def test_a_token_of_one_vm_never_shows_another_and_a_revoked_one_nothing(site, open_tab):
     def opened(link, colour):
         tab = open_tab()
         tab.page.goto(link)
         tab.wait_for_colour(colour)
         return tab
 
-    first = site.link(0)
-    red, blue = opened(first, RED), opened(site.link(1), BLUE)
-    second = site.link(0)
-    again = opened(second, RED)
-    replaced = open_tab()
-    replaced.tolerate(FAILED)
-    replaced.page.goto(first)
-    replaced.wait_for_text(NOT_OPENED)
-    assert replaced.picture() is None
-    for tab, colour in ((red, RED), (blue, BLUE), (again, RED)):
+    first, second = site.link(0), site.link(0)
+    red, again, blue = opened(first, RED), opened(second, RED), opened(site.link(1), BLUE)
+    with site.portal as server:
+        ok, count, _ = server.one.vm.vncrevoke("alice:secret", 0)
+    assert ok, count
+    assert count >= 2
+    for link in (first, second):
+        revoked = open_tab()
+        revoked.tolerate(FAILED)
+        revoked.page.goto(link)
+        revoked.wait_for_text(NOT_OPENED)
+        assert revoked.picture() is None
+    for tab, colour in ((red, RED), (again, RED), (blue, BLUE)):
         tab.wait_for_colour(colour)
 
 

@@ -63,7 +63,7 @@ def rotating(tmp_path):
 @pytest.fixture
 def logs(tmp_path, cloud, rotating):
     """Yield a running service and a function that runs logrotate on its logs."""
-    with vnctoken_server(tmp_path / "one", cloud.url) as service:
+    with vnctoken_server(tmp_path / "one", cloud.url, ":recheck_interval: 0") as service:
         yield service, rotating("vnctoken", service.log.parent)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 COMMAND = "vnctoken-websockify"
 CHECK_SECONDS = 10
 
+_LIBRARIES = {"JSONTokenApi": "requests", "TokenRedis": "redis", "JWTTokenApi": "jwcrypto.jwt"}
+
 # What websockify 0.10 to 0.13 and the http.server below it log of a request:
 #   127.0.0.1: Path: '/websockify?token=...'
 #   127.0.0.1: Token '...' not found                                    TokenRedis: resolving token '...'
@@ -156,7 +158,7 @@ def run(arguments: Sequence[str]) -> int:
     # log, and what is handed to it has to be picklable, or every connection breaks (novnc/websockify#643).
     multiprocessing.set_start_method("fork", force=True)
     os.register_at_fork(after_in_child=_end_when_told)
-    _let_encrypted_tokens_in(arguments)
+    _make_ready(arguments)
     sys.argv = [COMMAND, *arguments]
     try:
         websockify.websockify_init()
@@ -170,22 +172,30 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _let_encrypted_tokens_in(arguments: Sequence[str]) -> None:
-    """Have JWTTokenApi read encrypted tokens, if its key is a symmetric one.
-
-    jwcrypto refuses them unless a program says that it expects some (CVE-2022-3102), and JWTTokenApi does not say so.
-    With an RSA key that is as well: there whoever has the public half could make tokens.
-    """
+def _make_ready(arguments: Sequence[str]) -> None:
+    """Import what the token plugin needs, which would do so itself in each connection's process: 90 ms for requests."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--token-plugin", default="")
     options.add_argument("--token-source", default="")
     given, _ = options.parse_known_args(arguments)
-    if not given.token_plugin.endswith("JWTTokenApi"):
-        return
-    with contextlib.suppress(OSError, ModuleNotFoundError):
-        if not Path(given.token_source).read_bytes().lstrip().startswith(b"-----BEGIN"):
-            jwt: Any = import_module("jwcrypto.jwt")
-            jwt.JWT_expect_type = False
+    plugin = given.token_plugin.rpartition(".")[2]
+    # Without the library the plugin itself says what is missing.
+    with contextlib.suppress(ModuleNotFoundError):
+        library: Any = import_module(_LIBRARIES[plugin]) if plugin in _LIBRARIES else None
+        if plugin == "JWTTokenApi":
+            library.JWT_expect_type = not _is_symmetric(Path(given.token_source))
+
+
+def _is_symmetric(key: Path) -> bool:
+    """Whether JWTTokenApi may read encrypted tokens with a key.
+
+    jwcrypto refuses them unless a program says that it expects some (CVE-2022-3102), and JWTTokenApi does not say so.
+    With an RSA key that is as well: there whoever has the public half could make tokens.
+    """
+    try:
+        return not key.read_bytes().lstrip().startswith(b"-----BEGIN")
+    except OSError:
+        return False
 
 
 def _end_when_told() -> None:

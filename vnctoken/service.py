@@ -148,7 +148,7 @@ def make_store(config: Config, reactor: Any) -> TokenStore:
 
 
 def epoch(reactor: Any) -> Callable[[], float]:
-    """Return what tells the second of the epoch by the reactor's clock: a clock that is set does not make it jump."""
+    """Return what tells the second of the epoch, counted on by the reactor's clock (see `keep_steady_time`)."""
     began = time.time() - reactor.seconds()
     return lambda: began + reactor.seconds()
 

@@ -69,22 +69,28 @@ def sandbox(*options: str) -> Iterator[Program]:
 
 
 @contextlib.contextmanager
-def vnctoken_server(folder: Path, oned: str) -> Iterator[Program]:
-    """Run vnctoken-server on a free port, self-contained in a folder."""
+def vnctoken_server(folder: Path, oned: str, settings: str = "") -> Iterator[Program]:
+    """Run vnctoken-server on a free port, self-contained in a folder; `settings` are further lines of its file."""
     for name in ("etc", "var"):
         (folder / name).mkdir()
-    (folder / "etc" / "vnctoken-server.conf").write_text(f":port: 0\n:one_xmlrpc: {oned}\n", encoding="utf-8")
+    (folder / "etc" / "vnctoken-server.conf").write_text(f":port: 0\n:one_xmlrpc: {oned}\n{settings}", encoding="utf-8")
     with program([sys.executable, "-m", "vnctoken.server"], ONE_LOCATION=str(folder)) as started:
         yield started
 
 
 @contextlib.contextmanager
-def vnctoken_websockify(folder: Path) -> Iterator[Program]:
-    """Run vnctoken-websockify on a free port, with the tokens of the server in the same folder."""
+def vnctoken_websockify(folder: Path, resolver: str | None = None) -> Iterator[Program]:
+    """Run vnctoken-websockify on a free port, with the tokens of the server in the same folder.
+
+    It reads the token folder, or asks the resolver at HOST:PORT.
+    """
     port = free_port()
-    source = ("--token-plugin", "TokenFile", "--token-source", str(folder / "var" / "sunstone_vnc_tokens"))
-    command = [sys.executable, "-m", "vnctoken.proxy", *source, f"127.0.0.1:{port}"]
-    with (folder / "websockify.log").open("w+", encoding="utf-8") as log, running(command, log=log) as process:
+    plugin, source = "TokenFile", str(folder / "var" / "sunstone_vnc_tokens")
+    if resolver is not None:
+        plugin, source = "JSONTokenApi", f"http://{resolver}/token/%s"
+    options = ("--token-plugin", plugin, "--token-source", source)
+    command = [sys.executable, "-m", "vnctoken.proxy", *options, f"127.0.0.1:{port}"]
+    with (folder / f"websockify-{port}.log").open("w+", encoding="utf-8") as log, running(command, log=log) as process:
         wait_for(port, process, log)
         yield Program(f"ws://127.0.0.1:{port}/websockify", process.pid)
 
