@@ -14,7 +14,7 @@ import xmlrpc.client
 
 import pytest
 import yaml
-from conftest import ROOT, START_SECONDS, free_port, running, vnctoken_server
+from conftest import ROOT, START_SECONDS, free_port, running, tokens_in, vnctoken_server
 
 from vnctoken import __version__
 from vnctoken.config import Config
@@ -85,6 +85,12 @@ def until(condition):
         threading.Event().wait(0.01)
 
 
+def complaints(one):
+    """Return the error log, without the line that says what is off where there is no server login."""
+    lines = (one / "var" / "vnctoken.error").read_text().splitlines()
+    return [line for line in lines if "(:recheck_interval:)" not in line]
+
+
 def accepts(port):
     try:
         socket.create_connection(("127.0.0.1", port), START_SECONDS).close()
@@ -108,11 +114,13 @@ def test_the_help_names_the_options_and_the_exit_codes(capsys):
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for word in ("--config", "--sunstone-config", "--check", "--version", "78", "/etc/one"):
+    for word in ("--config", "--sunstone-config", "--check", "--doctor", "--json", "--version", "78", "/etc/one"):
         assert word in text
 
 
-@pytest.mark.parametrize("arguments", [["--chekc"], ["extra"], ["--config"]])
+@pytest.mark.parametrize(
+    "arguments", [["--chekc"], ["extra"], ["--config"], ["--json"], ["--check", "--json"], ["--check", "--doctor"]]
+)
 def test_wrong_options_are_refused_as_usual(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -255,7 +263,7 @@ def test_it_says_in_one_line_where_it_listens_also_when_the_port_was_0(one):
     assert process.lines == [f"vnctoken-server listens on {url_of(process)}"]
     log = (one / "var" / "vnctoken.log").read_text()
     assert f" INFO     vnctoken-server {__version__} listens on {url_of(process)}\n" in log
-    assert (one / "var" / "vnctoken.error").read_text() == ""
+    assert complaints(one) == []
 
 
 def test_an_ipv6_address_is_written_as_urls_have_it(one):
@@ -299,15 +307,15 @@ def test_a_call_is_one_line_in_the_log_without_any_secret(service):
     assert re.search(rf"{call}0x0100$", second)
     for secret in ("alice:", "s3cr3tpw", console["Token"]):
         assert secret not in text
-    assert (service.one_location / "var" / "vnctoken.error").read_text() == ""
-    assert (service.tokens / "one-1").read_text() == f"{console['Token']}: dummy-host-1:5901\n"
+    assert complaints(service.one_location) == []
+    assert tokens_in(service.tokens / "one-1") == {console["Token"]: "dummy-host-1:5901"}
 
 
 def test_trouble_with_oned_is_in_both_logs(tmp_path):
     nobody = f"http://127.0.0.1:{free_port()}/RPC2"
     with vnctoken_server(tmp_path / "one", nobody) as service, xmlrpc.client.ServerProxy(service.url) as portal:
         assert portal.one.vm.vnctoken("alice:secret", 1)[2] == 0x2000
-        (line,) = (service.one_location / "var" / "vnctoken.error").read_text().splitlines()
+        (line,) = complaints(service.one_location)
         assert re.search(r" ERROR    127\.0\.0\.1 one\.vm\.vnctoken vm=1 .* code=0x2000 reason=oned refuses", line)
         assert line in service.log.read_text()
 
@@ -390,10 +398,10 @@ def test_told_to_end_it_takes_no_more_calls_and_finishes_the_one_in_flight(tmp_p
         slow_oned.answer()
         ((answer,), _) = xmlrpc.client.loads(portal.getresponse().read())
         assert answer[0] is True
-        assert (service.tokens / "one-0").read_text() == f"{answer[1]['Token']}: dummy-host-1:5900\n"
+        assert tokens_in(service.tokens / "one-0")[answer[1]["Token"]] == "dummy-host-1:5900"
         assert service.process.process.wait(START_SECONDS) == 0
         assert " code=0x0000 " in service.log.read_text()
-        assert (service.one_location / "var" / "vnctoken.error").read_text() == ""
+        assert complaints(service.one_location) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -420,7 +428,54 @@ def test_told_to_end_while_idle_connections_are_open_it_ends(one, how):
         idle.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert idle.recv(65536).startswith(b"HTTP/1.1 404 ")
         assert process.stop(how) == 0
-    assert (one / "var" / "vnctoken.error").read_text() == ""
+    assert complaints(one) == []
+
+
+# The time of day
+
+
+def set_back(one, program, *arguments):
+    """Return a command that runs a program, for which it is an hour earlier from when the file `flag` is there."""
+    start = (
+        "import os, runpy, sys, time; now = time.time\n"
+        f"time.time = lambda: now() - 3600 * os.path.exists({str(one / 'flag')!r})\n"
+        f"sys.argv = ['program', *{[str(argument) for argument in arguments]!r}]\n"
+        f"runpy.run_module({program!r}, run_name='__main__', alter_sys=True)"
+    )
+    return (sys.executable, "-c", start)
+
+
+def test_twisted_alone_makes_timers_an_hour_late(one):
+    """Were this to change, the next test would prove nothing."""
+    (one / "timer.py").write_text(
+        "import pathlib, sys\n"
+        "from twisted.internet import reactor\n"
+        "timer = reactor.callLater(1, print)\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "print('seconds left:', round(timer.getTime() - reactor.seconds()), flush=True)\n",
+        encoding="utf-8",
+    )
+    with running(*set_back(one, "timer", one / "flag"), env=environment(one, PYTHONPATH=str(one))) as process:
+        process.wait_for("^seconds left: 3601$")
+
+
+@pytest.mark.parametrize("command", ["vnctoken.server", "twisted"])
+def test_a_clock_that_is_set_back_makes_no_call_wait_longer(one, slow_oned, command):
+    port = free_port()
+    file = configure(one, f":port: {port}\n:one_xmlrpc: {slow_oned.url}\n:one_xmlrpc_timeout: 1\n")
+    arguments = ("--config", file) if command == "vnctoken.server" else ("vnctoken", "--config", file)
+    with (
+        running(*set_back(one, command, *arguments), env=environment(one), cwd=ROOT) as process,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)) as portal,
+    ):
+        process.wait_for("listens on|Starting reactor")
+        until(lambda: accepts(port))
+        portal.request("POST", "/RPC2", CALL)
+        slow_oned.take_question()
+        (one / "flag").touch()
+        ((answer,), _) = xmlrpc.client.loads(portal.getresponse().read())
+        slow_oned.hang_up()
+    assert answer == [False, "oned did not answer within 1 seconds", 0x2000]
 
 
 # twist
@@ -441,7 +496,7 @@ def test_twist_runs_the_same_service(one, cloud):
         with xmlrpc.client.ServerProxy(f"http://127.0.0.1:{port}/RPC2") as portal:
             success, token, code = portal.one.vm.vnctokenonly("alice:secret", 0)
         assert (success, code) == (True, 0)
-        assert (one / "var" / "sunstone_vnc_tokens" / "one-0").read_text() == f"{token}: dummy-host-1:5900\n"
+        assert tokens_in(one / "var" / "sunstone_vnc_tokens" / "one-0") == {token: "dummy-host-1:5900"}
         process.wait_for(rf"one\.vm\.vnctokenonly vm=0 user=alice ms=\S+ code=0x0000 token={fingerprint(token)}")
         assert process.stop() in (0, -signal.SIGTERM)
     assert "Main loop terminated" in process.output

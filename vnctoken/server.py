@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import sys
-from typing import TYPE_CHECKING
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.error import CannotListenError
-from twisted.logger import Logger
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import CannotListenError, ReactorNotRunning
+from twisted.logger import Logger, globalLogBeginner
+from twisted.python.failure import Failure
 
 from vnctoken import __version__
+from vnctoken.checks import FAIL, Check
 from vnctoken.config import load
+from vnctoken.doctor import Collaborators, Doctor, not_examined
 from vnctoken.errors import ConfigError
 from vnctoken.log import logs_to_stderr, start_logging
-from vnctoken.service import make_service
+from vnctoken.login import ServerLogin
+from vnctoken.service import make_oned, make_service, make_store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vnctoken.config import Config
 
@@ -28,8 +37,13 @@ EX_CONFIG = 78
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the service until SIGTERM or SIGINT and return the exit code."""
-    options = _parser().parse_args(arguments)
+    """Run the service until SIGTERM or SIGINT, or what else the arguments ask for, and return the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.json and not options.doctor:
+        parser.error("--json is for --doctor")
+    if options.doctor:
+        return _examine(options)
     try:
         config, warnings = load(os.environ, options.config, options.sunstone_config)
         if options.check:
@@ -46,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from twisted.internet import reactor  # noqa: PLC0415 (importing it installs it)
 
+    keep_steady_time(reactor)
     try:
         service = make_service(config, reactor)
         service.startService()
@@ -58,6 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reactor.callWhenRunning(_announce, service.url)
     reactor.run()
     return 0
+
+
+def keep_steady_time(reactor: Any) -> None:
+    """Let a reactor's timers follow a clock that nobody sets; to be called before anything else uses the reactor.
+
+    Twisted's own is the time of day: set back an hour, it makes every timer an hour late.
+    """
+    reactor.seconds = time.monotonic
 
 
 def _announce(url: str) -> None:
@@ -73,15 +96,84 @@ def _failed(problem: str, code: int, config: Config) -> int:
     return code
 
 
+def _examine(options: argparse.Namespace) -> int:
+    """Carry out --doctor and return its exit code."""
+    found: list[Check] = []
+
+    def report(check: Check) -> None:
+        found.append(check)
+        if not options.json:
+            print(check.line, flush=True)
+
+    interrupted = False
+    try:
+        config, warnings = load(os.environ, options.config, options.sunstone_config)
+    except ConfigError as error:
+        for check in not_examined(str(error)):
+            report(check)
+    else:
+        interrupted = not _run_doctor(config, warnings, report)
+    if options.json:
+        print(json.dumps([asdict(check) for check in found], indent=2))
+    if interrupted:
+        print("vnctoken-server: interrupted, not everything was looked at", file=sys.stderr)
+    return int(interrupted or any(check.status == FAIL for check in found))
+
+
+def _run_doctor(config: Config, warnings: Sequence[str], report: Callable[[Check], None]) -> bool:
+    """Run the reactor for the doctor's checks; return whether all were made, False if a signal came before that."""
+    from twisted.internet import reactor as installed  # noqa: PLC0415 (importing it installs it)
+
+    reactor: Any = installed
+    keep_steady_time(reactor)
+    # Standard output is for the findings, and what libraries log may hold anything.
+    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False)
+    collaborators = Collaborators(
+        oned=lambda: make_oned(config, reactor),
+        store=lambda: make_store(config, reactor),
+        login=lambda: ServerLogin.load(config.var / ".one", time.time),
+        now=time.time,
+        user=os.geteuid(),
+    )
+    doctor = Doctor(config, reactor, collaborators)
+    outcome: list[Any] = []
+    ended: Deferred[None] = Deferred()
+
+    def end(result: Any) -> None:
+        outcome.append(result)
+        ended.callback(None)
+        with contextlib.suppress(ReactorNotRunning):
+            reactor.stop()
+
+    def interrupt() -> Deferred[None]:
+        if not outcome:
+            doctor.interrupt()
+        return ended
+
+    reactor.callWhenRunning(lambda: doctor.examine(warnings, report).addBoth(end))
+    reactor.addSystemEventTrigger("before", "shutdown", interrupt)
+    reactor.run()
+    if not isinstance(outcome[0], Failure):
+        return True
+    outcome[0].trap(CancelledError)  # type: ignore[no-untyped-call]
+    return False
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vnctoken-server",
         description="Hand out console tokens of OpenNebula virtual machines over XML-RPC.",
-        epilog="Exit codes: 0 ended by a signal, 1 the port is taken, 78 the configuration cannot be used.",
+        epilog="Exit codes: 0 ended by a signal, 1 the port is taken, 78 the configuration cannot be used;"
+        " of --doctor: 0 nothing failed, 1 something did.",
     )
     parser.add_argument("--config", metavar="FILE", help="instead of vnctoken-server.conf in /etc/one")
     parser.add_argument("--sunstone-config", metavar="FILE", help="instead of sunstone-server.conf in /etc/one")
-    parser.add_argument("--check", action="store_true", help="validate and print the configuration, and end")
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--check", action="store_true", help="validate and print the configuration, and end")
+    task.add_argument(
+        "--doctor", action="store_true", help="look whether everything works, from oned to the proxy, and end"
+    )
+    parser.add_argument("--json", action="store_true", help="with --doctor: print what was found as JSON")
     parser.add_argument("--version", action="version", version=f"vnctoken-server {__version__}")
     return parser
 

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from vnctoken.config import load
 from vnctoken.errors import ConfigError
-from vnctoken.server import EX_CONFIG
+from vnctoken.server import EX_CONFIG, keep_steady_time
 from vnctoken.service import make_service
 
 _log = Logger(namespace="vnctoken")
@@ -39,6 +39,7 @@ class VnctokenServiceMaker:
         """Build the service; say what is wrong with the configuration and exit with 78 if it cannot be."""
         from twisted.internet import reactor  # noqa: PLC0415 (importing it installs it)
 
+        keep_steady_time(reactor)
         try:
             config, warnings = load(os.environ, options["config"], options["sunstone-config"])
             for warning in warnings:
