@@ -23,7 +23,7 @@ from vnctoken.sandbox.calls import FaultError, decode_call
 from vnctoken.sandbox.cloud import ALICE, ONEADMIN, SERVERADMIN, Guest, demo_cloud
 from vnctoken.sandbox.lifecycle import LIVE_MIGRATE, acted_on, migrated
 from vnctoken.sandbox.publishing import event
-from vnctoken.tokens import Grant
+from vnctoken.tokens import PROBE_VM_ID, Grant
 from vnctoken.tokens.folder import TokenFolder
 from vnctoken.vm import VirtualMachine
 
@@ -481,3 +481,10 @@ def test_an_event_while_the_store_is_in_trouble_is_said_once(world):
         told(recheck.saw(0, vm))
         told(recheck.saw(1, vm))
     assert [re.sub(".*: ", "", line) for line in messages(logs)] == ["it is stuck", "the token store answers"]
+
+
+def test_the_doctors_probe_token_is_left_alone_though_oned_knows_no_such_vm(world):
+    token = told(world.store.issue(Grant(PROBE_VM_ID, "127.0.0.1", 5900, NOW, 600, "vnctoken-doctor")))
+    gone = told(world.store.issue(Grant(4711, "127.0.0.1", 5900, NOW, 600, "alice")))
+    world.check()
+    assert [world.lives(token), world.lives(gone)] == [True, False]

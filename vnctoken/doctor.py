@@ -22,7 +22,7 @@ from vnctoken.login import LoginUnavailableError
 from vnctoken.probes import NoAnswerError, ask, in_words
 from vnctoken.readers import check_proxy, check_resolver, resolver_in_words
 from vnctoken.safexml import DocumentError
-from vnctoken.tokens import Grant, digest
+from vnctoken.tokens import PROBE_VM_ID, Grant, digest
 from vnctoken.wire import Fault, read_answer, write_call
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from vnctoken.config import Config
     from vnctoken.oned import Oned
     from vnctoken.tokens import TokenStore
-
-PROBE_VM = 2**31 - 1
-"""oned counts from 0 and does not get this far."""
 
 PROBE_TTL = 30
 
@@ -256,12 +253,12 @@ class Doctor:
     @asynccontextmanager
     async def _probe_in(self, store: TokenStore, host: str, port: int) -> AsyncIterator[str]:
         """Have a token in a store, for a block's time, that leads to a host and port."""
-        token = await store.issue(Grant(PROBE_VM, host, port, self._with.now(), PROBE_TTL, user="vnctoken-doctor"))
+        token = await store.issue(Grant(PROBE_VM_ID, host, port, self._with.now(), PROBE_TTL, user="vnctoken-doctor"))
         try:
             yield token
         finally:
             if store.revocable:
-                taken_back = Deferred.fromCoroutine(store.revoke(PROBE_VM, frozenset({digest(token)})))
+                taken_back = Deferred.fromCoroutine(store.revoke(PROBE_VM_ID, frozenset({digest(token)})))
                 await taken_back.addTimeout(CHECK_SECONDS, self._reactor)
 
     async def _closed(self, store: TokenStore) -> None:

@@ -15,8 +15,8 @@ from twisted.internet.threads import deferToThreadPool
 
 from vnctoken import proxy
 from vnctoken.addresses import write_address
-from vnctoken.checks import FAIL, OK, SKIP, WARN, Check
-from vnctoken.probes import Console, HttpAnswer, NoAnswerError, ask, in_words, open_console, target
+from vnctoken.checks import FAIL, OK, SKIP, Check
+from vnctoken.probes import Console, NoAnswerError, ask, in_words, open_console, target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,8 +39,6 @@ _LOOPBACK = "127.0.0.1"
 # Discard: nobody listens there.
 _NOBODYS_PORT = 9
 
-_NO_SUCH_VM = "with :verify_on_connect: it opens nothing for a VM that oned does not have, as a probe token is for"
-
 _T = TypeVar("_T")
 
 
@@ -59,16 +57,14 @@ async def check_proxy(config: Config, reactor: Any, probe: Probe) -> Check:
 
         async with probe(_LOOPBACK, port) as token:
             outcome = await opened(token)
-        if outcome not in (Console.OPENED, Console.TARGET_UNREACHABLE):
-            pool = reactor.getThreadPool()
-            problem = await deferToThreadPool(reactor, pool, proxy.trouble, *address, _TROUBLE_SECONDS)
-            if problem is not None:
-                who = f"journalctl -u vnctoken-websockify; ss -ltnp 'sport = :{address[1]}'"
-                return Check("proxy", FAIL, f"{write_address(address)}: {problem}", who)
-        if outcome is Console.NOT_FOUND and not _blind(config):
-            outcome = await _found(
-                reactor, partial(probe, _LOOPBACK, port), opened, lambda it: it is not Console.NOT_FOUND
-            )
+            if outcome not in (Console.OPENED, Console.TARGET_UNREACHABLE):
+                pool = reactor.getThreadPool()
+                problem = await deferToThreadPool(reactor, pool, proxy.trouble, *address, _TROUBLE_SECONDS)
+                if problem is not None:
+                    who = f"journalctl -u vnctoken-websockify; ss -ltnp 'sport = :{address[1]}'"
+                    return Check("proxy", FAIL, f"{write_address(address)}: {problem}", who)
+            if outcome is Console.NOT_FOUND:
+                outcome = await _tried(reactor, partial(opened, token), lambda it: it is not Console.NOT_FOUND)
     return _judged(config, outcome)
 
 
@@ -89,9 +85,6 @@ def _judged(config: Config, outcome: Console) -> Check:
         case Console.TARGET_UNREACHABLE:
             problem = f"{where} found a probe token, but cannot connect to a port of {_LOOPBACK}"
             remedy = "systemctl show -p IPAddressDeny,IPAddressAllow vnctoken-websockify; nft list ruleset"
-        case Console.NOT_FOUND if _blind(config):
-            problem = f"{where} runs; if it asks the resolver, that it reads our tokens cannot be shown: {_NO_SUCH_VM}"
-            return Check("proxy", WARN, problem, remedy)
         case Console.NOT_FOUND:
             problem = f"{where} runs, but does not find a probe token: it reads others, or cannot read these"
         case Console.ELSEWHERE:
@@ -101,15 +94,12 @@ def _judged(config: Config, outcome: Console) -> Check:
     return Check("proxy", FAIL, problem, remedy)
 
 
-def _blind(config: Config) -> bool:
-    """Whether the proxy may be asking a resolver that opens nothing for a probe."""
-    return config.resolver_listen is not None and config.verify_on_connect
-
-
 def token_options(config: Config) -> str:
     """Return the options with which websockify reads the tokens; PASSWORD stands for Redis'."""
     match config.token_store:
         case "redis":
+            if config.redis_sentinel is not None or config.redis_tls:
+                return _resolver_options(config) or "those of the resolver (TokenRedis knows no Sentinel and no TLS)"
             host, port = config.redis_servers[0]
             password = "PASSWORD" if config.redis_password_file else ""
             source = f"{host}:{port}:{config.redis_db}:{password}:{config.redis_namespace}"
@@ -120,10 +110,15 @@ def token_options(config: Config) -> str:
             options = f"--token-plugin=JWTTokenApi --token-source={config.jwt_key_files[0]} of vnctoken-websockify"
         case _:
             options = f"--token-plugin=TokenFile --token-source={config.token_folder}"
-    if isinstance(config.resolver_listen, tuple):
-        url = f"http://{write_address(config.resolver_listen)}/token/%s"
-        return f"{options} (or --token-plugin=JSONTokenApi --token-source={url})"
-    return options
+    resolver = _resolver_options(config)
+    return f"{options} (or {resolver})" if resolver else options
+
+
+def _resolver_options(config: Config) -> str:
+    """Return the options with which websockify asks the resolver; "" if there is none that it could ask."""
+    if not isinstance(config.resolver_listen, tuple):
+        return ""
+    return f"--token-plugin=JSONTokenApi --token-source=http://{write_address(config.resolver_listen)}/token/%s"
 
 
 async def check_resolver(config: Config, reactor: Any, probe: Probe) -> Check:
@@ -138,20 +133,10 @@ async def check_resolver(config: Config, reactor: Any, probe: Probe) -> Check:
             url = "http://localhost/token/"
         case address:
             url = f"http://{write_address(address)}/token/"
-    verifying = config.verify_on_connect
-
-    def asked(token: str) -> Awaitable[HttpAnswer]:
-        return ask(reactor, url + token, ANSWER_SECONDS, socket=socket)
-
-    answer = await _found(
-        reactor,
-        partial(probe, _LOOPBACK, _NOBODYS_PORT),
-        asked,
-        lambda answer: verifying or answer.status != HTTPStatus.NOT_FOUND,
-    )
+    async with probe(_LOOPBACK, _NOBODYS_PORT) as token:
+        asked = partial(ask, reactor, url + token, ANSWER_SECONDS, socket=socket)
+        answer = await _tried(reactor, asked, lambda answer: answer.status != HTTPStatus.NOT_FOUND)
     where = resolver_in_words(config)
-    if answer.status == HTTPStatus.NOT_FOUND and verifying:
-        return Check("resolver", OK, f"{where} answers; {_NO_SUCH_VM}")
     if answer.status == HTTPStatus.NOT_FOUND:
         problem = f"{where} does not find a probe token: the service runs with another configuration than this"
         return Check("resolver", FAIL, problem, "systemctl restart vnctoken")
@@ -173,23 +158,11 @@ def resolver_in_words(config: Config) -> str:
             return write_address(address)
 
 
-async def _found(
-    reactor: Any,
-    probe: Callable[[], AbstractAsyncContextManager[str]],
-    attempt: Callable[[str], Awaitable[_T]],
-    good: Callable[[_T], bool],
-) -> _T:
-    """Try a token until what comes of it is good, or for LOOKUP_SECONDS; and then a second one.
-
-    At any moment the running service may take back tokens of VMs that oned does not know; that is once, though.
-    """
-    for _ in range(2):
-        async with probe() as token:
-            give_up = reactor.seconds() + LOOKUP_SECONDS
-            while not good(outcome := await attempt(token)) and reactor.seconds() < give_up:
-                await deferLater(reactor, _RETRY_SECONDS)
-        if good(outcome):
-            break
+async def _tried(reactor: Any, attempt: Callable[[], Awaitable[_T]], good: Callable[[_T], bool]) -> _T:
+    """Try until what comes of it is good, or for LOOKUP_SECONDS."""
+    give_up = reactor.seconds() + LOOKUP_SECONDS
+    while not good(outcome := await attempt()) and reactor.seconds() < give_up:
+        await deferLater(reactor, _RETRY_SECONDS)
     return outcome
 
 

@@ -11,6 +11,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from vnctoken.errors import ActionError, NoExistsError, TokenStoreError, VnctokenError
+from vnctoken.tokens import PROBE_VM_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -104,6 +105,7 @@ class Recheck:
     async def _ask(self, problems: list[VnctokenError]) -> bool:
         """Check all tokens; return whether oned had to be asked."""
         targets = await self._store.targets()
+        targets.pop(PROBE_VM_ID, None)
         if not targets:
             return False
         with _noted(problems):

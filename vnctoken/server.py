@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _failed(str(error), EX_CONFIG, config)
     except CannotListenError as error:
-        return _failed(f"cannot listen on {config.host} port {config.port}: {error.socketError}", 1, config)
+        at = f"{error.interface} port {error.port}" if error.interface else os.fsdecode(error.port)
+        return _failed(f"cannot listen on {at}: {error.socketError}", 1, config)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     # Only once the reactor runs are the signal handlers there: whoever reads the line may stop us at once.
     reactor.callWhenRunning(_announce, service.url)

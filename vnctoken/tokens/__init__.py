@@ -9,6 +9,9 @@ from typing import Protocol
 
 FINGERPRINT_DIGITS = 8
 
+PROBE_VM_ID = 2**31 - 1
+"""The VM of the doctor's probe tokens: the largest id that there can be. oned, which does not know it, is not asked."""
+
 
 def new_token() -> str:
     """Return a fresh token: 128 random bits as 32 hexadecimal digits, which need no encoding in a URL."""

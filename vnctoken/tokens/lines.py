@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vnctoken.tokens import Grant, LiveToken, digest
@@ -25,11 +25,17 @@ _PORT = re.compile("[0-9]{1,5}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A token in a file: `line` is what websockify reads of it, "" if it must not find it."""
+    """A token in a file: `line` is what websockify reads of it, "" for nothing, and `text` all that is written."""
 
     live: LiveToken
     line: str
     ours: bool
+    text: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Write the text once: a file is written anew for each of its tokens."""
+        line = f"{self.line}\n" if self.line else ""
+        object.__setattr__(self, "text", f"{_written_comment(self)}\n{line}")
 
     @property
     def expires(self) -> float:
@@ -60,7 +66,7 @@ def read_entries(content: bytes, vm_id: int, *, modified: float, ttl: int) -> li
 
 def write_entries(entries: list[Entry]) -> bytes:
     """Return the content of a file with these tokens."""
-    return "".join(f"{_written_comment(entry)}\n{entry.line}{entry.line and chr(10)}" for entry in entries).encode()
+    return "".join(entry.text for entry in entries).encode()
 
 
 def _entry(line: str, comments: dict[str, Any], vm_id: int, modified: float, ttl: int) -> Entry | None:
