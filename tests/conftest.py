@@ -139,6 +139,15 @@ class Cloud:
     process: Running
 
 
+@pytest.fixture(scope="session", autouse=True)
+def the_reactors_threads_end():
+    """End the threads of the real reactor when all tests are over, or the process would not; they begin once only."""
+    yield
+    reactor = sys.modules.get("twisted.internet.reactor")
+    if reactor is not None and reactor.getThreadPool().started:
+        reactor.getThreadPool().stop()
+
+
 @pytest.fixture(scope="session")
 def cloud():
     """Run the sandbox's oned as a process: users alice:secret, bob:secret and oneadmin:opennebula."""

@@ -23,15 +23,6 @@ TIMEOUT = 2.0
 READY = "Ready to accept connections"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def resolver_threads():
-    """End the threads in which the real reactor looks names up, or the process would not end."""
-    yield
-    threads = reactor.getThreadPool()
-    if threads.started:
-        threads.stop()
-
-
 @pytest.fixture(autouse=True)
 def nothing_left():
     """Check after a test that no timer runs and no socket is open in the real reactor."""

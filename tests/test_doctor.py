@@ -109,14 +109,6 @@ class Installation:
         return checks
 
 
-@pytest.fixture(scope="module", autouse=True)
-def threads():
-    """End the threads of the reactor, or the process would not end."""
-    yield
-    if reactor.getThreadPool().started:
-        reactor.getThreadPool().stop()
-
-
 def failed(checks):
     """Return the names of what failed; each must say what to do."""
     assert all(check["advice"] for check in checks.values() if check["status"] in (FAIL, WARN))

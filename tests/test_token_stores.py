@@ -14,7 +14,7 @@ import warnings
 import jwcrypto.jwt
 import pytest
 from conftest import START_SECONDS, free_port, running
-from redisservers import nothing_left, redis_server, redis_store, resolver_threads, waited
+from redisservers import nothing_left, redis_server, redis_store, waited
 from twisted.internet.task import Clock
 from websockify.token_plugins import JWTTokenApi, TokenFile, TokenRedis
 from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen
@@ -24,7 +24,7 @@ from vnctoken.tokens import Grant, digest, fingerprint
 from vnctoken.tokens.folder import TokenFolder
 from vnctoken.tokens.jwt import JwtStore
 
-__all__ = ["nothing_left", "resolver_threads"]
+__all__ = ["nothing_left"]
 
 KEPT = 3
 HOST, PORT = "node-1.example.org", 5907

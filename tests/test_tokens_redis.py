@@ -20,7 +20,6 @@ from redisservers import (
     redis_sentinel,
     redis_server,
     redis_store,
-    resolver_threads,
     waited,
 )
 from test_exchange import certificate
@@ -36,7 +35,7 @@ from vnctoken.tls import client_tls
 from vnctoken.tokens import Grant, digest
 from vnctoken.tokens.redis import VMS_AT_ONCE
 
-__all__ = ["nothing_left", "resolver_threads"]
+__all__ = ["nothing_left"]
 
 HOST, PORT = "node-1.example.org", 5907
 PASSWORD = "of-the-tests"
