@@ -267,6 +267,19 @@ def test_without_a_stored_token_there_is_no_console():
     assert failures[0].check(TokenStoreError)
 
 
+def test_a_store_that_cannot_be_asked_for_other_vms_tokens_is_told_like_one_that_takes_no_token():
+    class Away(MemoryStore):
+        async def holders(self, _host, _port):
+            raise TokenStoreError("The tokens cannot be read or changed now. Redis is away")
+
+    failures = []
+    opening(RUNNING, tokens=Away()).addErrback(failures.append)
+    assert failures[0].check(TokenStoreError)
+    assert str(failures[0].value) == (
+        "Cannot create VNC proxy token. The tokens cannot be read or changed now. Redis is away"
+    )
+
+
 def test_whoever_goes_away_while_oned_is_asked_leaves_no_token():
     asked, tokens, failures = Deferred(), MemoryStore(), []
     console = opening(asked, tokens=tokens)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vnctoken.arguments import Options
-from vnctoken.errors import ActionError, OnedError
+from vnctoken.errors import ActionError, OnedError, TokenStoreError
 from vnctoken.links import console_link
 from vnctoken.tokens import FINGERPRINT_DIGITS, Grant, digest
 
@@ -89,7 +89,10 @@ class Consoles:
             )
         vm = await self._oned.vm_info(session, vm_id)
         host, port = self._rules.target(vm)
-        await self._make_room(vm_id, host, port)
+        try:
+            await self._make_room(vm_id, host, port)
+        except TokenStoreError as error:
+            raise TokenStoreError(f"Cannot create VNC proxy token. {error}") from error
         ttl = self._terms.ttl if options.ttl is None else min(options.ttl, self._terms.ttl_max)
         grant = Grant(vm_id, host, port, self._now(), ttl, user_name(session), options.single_use, options.client)
         token = await self._tokens.issue(grant)
