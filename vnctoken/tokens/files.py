@@ -95,6 +95,13 @@ class TokenFiles:
                         found[int(name[1])] = Stamp.of(status)
         return found
 
+    def stamp(self, vm_id: int) -> Stamp | None:
+        """Return the stamp of a VM's file; None if there is none."""
+        try:
+            return Stamp.of(os.lstat(self._target(vm_id)))
+        except FileNotFoundError:
+            return None
+
     def read(self, vm_id: int) -> tuple[bytes, Stamp] | None:
         """Return the content of a VM's file, and its stamp; None if there is none."""
         try:

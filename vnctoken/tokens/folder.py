@@ -176,14 +176,14 @@ class TokenFolder:
 
     def _load(self, vm_id: int) -> list[Entry]:
         """Return the live tokens in a VM's file."""
+        known = self._known.get(vm_id)
+        if known is not None and known.stamp == self._files.stamp(vm_id):
+            return self._tidied(vm_id, known.entries, changed=False)
         found = self._files.read(vm_id)
         if found is None:
             self._forget(vm_id)
             return []
         content, stamp = found
-        known = self._known.get(vm_id)
-        if known is not None and known.stamp == stamp:
-            return self._tidied(vm_id, known.entries, changed=False)
         age = self._wall() - stamp.modified
         entries = read_entries(content, vm_id, modified=self._now() - max(age, 0), ttl=self._ttl)
         settled = [self._settled(entry) for entry in entries]

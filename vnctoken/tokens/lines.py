@@ -31,16 +31,13 @@ class Entry:
     line: str
     ours: bool
     text: str = field(init=False, repr=False, compare=False)
+    expires: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Write the text once: a file is written anew for each of its tokens."""
+        """Work out what is asked for again and again: a file is written anew for each of its tokens."""
         line = f"{self.line}\n" if self.line else ""
         object.__setattr__(self, "text", f"{_written_comment(self)}\n{line}")
-
-    @property
-    def expires(self) -> float:
-        """The second of the epoch from which on it opens nothing; 0 for never."""
-        return self.live.grant.expires
+        object.__setattr__(self, "expires", self.live.grant.expires)
 
 
 def read_entries(content: bytes, vm_id: int, *, modified: float, ttl: int) -> list[Entry]:
