@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from twisted.logger import Logger
 from vnctoken.errors import TokenStoreError
 from vnctoken.tokens import Grant, LiveToken, digest, new_token
 from vnctoken.tokens.files import TokenFiles
+from vnctoken.tokens.index import Index, Known
 from vnctoken.tokens.lines import Entry, read_entries, write_entries
 
 if TYPE_CHECKING:
@@ -39,15 +39,6 @@ RETRY_SECONDS = 1.0
 _RESCAN_SECONDS = 1.0
 # Files that are written for expired tokens before other work gets its turn.
 _EXPIRIES_AT_ONCE = 50
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What the index knows of a VM's file."""
-
-    stamp: Stamp
-    entries: list[Entry]
-    since: float
 
 
 class TokenFolder:
@@ -76,11 +67,7 @@ class TokenFolder:
         self._wall = wall
         self._ttl = ttl
         self._tokens_per_vm = tokens_per_vm
-        self._known: dict[int, _Known] = {}
-        self._vm_of: dict[str, int] = {}
-        self._at: dict[tuple[str, int], set[int]] = {}
-        self._due: list[tuple[float, int]] = []
-        self._planned: dict[int, float] = {}
+        self._index = Index()
         self._timers: dict[str, Any] = {}
         self._scanned = -_RESCAN_SECONDS
         self._cleaned = now()
@@ -159,11 +146,11 @@ class TokenFolder:
 
     async def holders(self, host: str, port: int) -> frozenset[int]:
         """Return the VMs whose files lead to a host and port."""
-        return frozenset(self._at.get((host, port), ()))
+        return self._index.holders(host, port)
 
     async def targets(self) -> dict[int, frozenset[tuple[str, int]]]:
         """Return where the files of all VMs lead."""
-        return {vm_id: frozenset(_targets(known.entries)) for vm_id, known in self._known.items() if known.entries}
+        return self._index.targets()
 
     async def close(self) -> None:
         """Stop watching the folder."""
@@ -172,16 +159,16 @@ class TokenFolder:
                 timer.cancel()
         self._timers.clear()
 
-    # The files, and the index of them.
+    # The files, and what is known of them.
 
     def _load(self, vm_id: int) -> list[Entry]:
         """Return the live tokens in a VM's file."""
-        known = self._known.get(vm_id)
+        known = self._index.get(vm_id)
         if known is not None and known.stamp == self._files.stamp(vm_id):
             return self._tidied(vm_id, known.entries, changed=False)
         found = self._files.read(vm_id)
         if found is None:
-            self._forget(vm_id)
+            self._index.forget(vm_id)
             return []
         content, stamp = found
         age = self._wall() - stamp.modified
@@ -205,8 +192,7 @@ class TokenFolder:
     def _settled(self, entry: Entry) -> Entry:
         """Return an entry that is no younger than when we first saw it, and not of the future."""
         grant = entry.live.grant
-        known = self._known.get(self._vm_of.get(entry.live.digest, -1))
-        before = next((old for old in known.entries if old.live.digest == entry.live.digest), None) if known else None
+        before = self._index.entry(entry.live.digest)
         issued = min(grant.issued, self._now(), before.live.grant.issued if before else grant.issued)
         used = min(entry.live.used, self._now())
         if (issued, used) == (grant.issued, entry.live.used):
@@ -218,30 +204,13 @@ class TokenFolder:
         self._remember(vm_id, stamp, entries)
 
     def _remember(self, vm_id: int, stamp: Stamp, entries: list[Entry]) -> None:
-        self._forget(vm_id)
-        self._known[vm_id] = _Known(stamp, entries, self._now())
-        for entry in entries:
-            self._vm_of[entry.live.digest] = vm_id
-        for target in _targets(entries):
-            self._at.setdefault(target, set()).add(vm_id)
-        self._look_again_at(vm_id, min((entry.expires for entry in entries if entry.expires), default=inf))
-
-    def _forget(self, vm_id: int) -> None:
-        known = self._known.pop(vm_id, None)
-        if known is None:
-            return
-        for entry in known.entries:
-            if self._vm_of.get(entry.live.digest) == vm_id:
-                del self._vm_of[entry.live.digest]
-        for target in _targets(known.entries):
-            self._at[target].discard(vm_id)
-            if not self._at[target]:
-                del self._at[target]
+        self._index.remember(vm_id, Known(stamp, entries, self._now()))
+        self._wake()
 
     def _entry(self, wanted: str) -> Entry | None:
-        if wanted not in self._vm_of and self._clock.seconds() - self._scanned >= _RESCAN_SECONDS:
+        if self._index.vm_of(wanted) is None and self._clock.seconds() - self._scanned >= _RESCAN_SECONDS:
             self._look_around()
-        vm_id = self._vm_of.get(wanted)
+        vm_id = self._index.vm_of(wanted)
         if vm_id is None:
             return None
         return next(
@@ -267,10 +236,10 @@ class TokenFolder:
     def _look_around(self) -> None:
         self._scanned = self._clock.seconds()
         stamps = self._files.stamps()
-        for vm_id in self._known.keys() - stamps.keys():
-            self._forget(vm_id)
+        for vm_id in self._index.vm_ids - stamps.keys():
+            self._index.forget(vm_id)
         for vm_id, stamp in stamps.items():
-            known = self._known.get(vm_id)
+            known = self._index.get(vm_id)
             if known is None or known.stamp != stamp:
                 try:
                     self._load(vm_id)
@@ -283,50 +252,35 @@ class TokenFolder:
         if self._now() - self._cleaned < CLEANUP_SECONDS:
             return
         self._cleaned = self._now()
-        old = self._now() - CLEANUP_SECONDS
-        empty = [vm_id for vm_id, known in self._known.items() if not known.entries and known.since <= old]
+        empty = self._index.empty(self._now() - CLEANUP_SECONDS)
         for vm_id in empty:
-            self._forget(vm_id)
+            self._index.forget(vm_id)
         self._files.remove(empty)
 
-    def _wake_at(self, expiry: float) -> None:
-        wake = self._timers.get("expire")
-        seconds = max(expiry - self._now(), 0)
-        if wake is None or not wake.active() or wake.getTime() > self._clock.seconds() + seconds:
+    def _wake(self) -> None:
+        """Let the timer for expired tokens go off when the next look is planned."""
+        look = self._index.next_look
+        if look == inf:
+            return
+        timer, seconds = self._timers.get("expire"), max(look - self._now(), 0)
+        if timer is None or not timer.active() or timer.getTime() > self._clock.seconds() + seconds:
             self._set_timer("expire", seconds, self._expire)
-
-    def _look_again_at(self, vm_id: int, second: float) -> None:
-        """Look for expired tokens in a VM's file then; earlier, if that was planned."""
-        if second < self._planned.get(vm_id, inf):
-            self._planned[vm_id] = second
-            heappush(self._due, (second, vm_id))
-            self._wake_at(self._due[0][0])
 
     def _expire(self) -> None:
         """Take expired tokens out of their files; some at a time, as calls are waiting."""
-        now = self._now()
         for _ in range(_EXPIRIES_AT_ONCE):
-            if not self._due or self._due[0][0] > now:
+            vm_id = self._index.take_due(self._now())
+            if vm_id is None:
                 break
-            second, vm_id = heappop(self._due)
-            if self._planned.get(vm_id) == second:
-                del self._planned[vm_id]
-                self._drop_expired(vm_id)
-        if self._due:
-            self._wake_at(self._due[0][0])
-
-    def _drop_expired(self, vm_id: int) -> None:
-        known = self._known.get(vm_id)
-        if known is not None and not all(self._is_live(entry) for entry in known.entries):
             try:
                 self._load(vm_id)
             except OSError as error:
                 self._complain(error)
-            known = self._known.get(vm_id)
-        if known is not None:
-            first = min((entry.expires for entry in known.entries if entry.expires), default=inf)
-            now = self._now()
-            self._look_again_at(vm_id, first if first > now else now + RETRY_SECONDS)
+            known = self._index.get(vm_id)
+            if known is not None:
+                now, first = self._now(), known.first_expiry
+                self._index.plan(vm_id, first if first > now else now + RETRY_SECONDS)
+        self._wake()
 
     def _set_timer(self, name: str, seconds: float, call: Callable[[], None]) -> None:
         timer = self._timers.get(name)
@@ -342,10 +296,6 @@ class TokenFolder:
                 "the token folder cannot be kept in order, expired tokens may stay: {reason}", reason=reason
             )
         self._failing = self._failed = True
-
-
-def _targets(entries: list[Entry]) -> set[tuple[str, int]]:
-    return {(entry.live.grant.host, entry.live.grant.port) for entry in entries if entry.live.grant.port}
 
 
 @contextmanager
