@@ -416,6 +416,14 @@ def test_two_live_vms_that_claim_one_host_and_port_are_refused():
     )
 
 
+def test_a_vm_with_spice_to_which_sunstone_gave_a_token_is_in_the_way_as_well():
+    tokens = MemoryStore()
+    result_of(tokens.issue(Grant(7, "dummy-host-1", 5900, NOW, 600)))
+    oned = MemoryOned({7: replace(RUNNING, graphics_type="SPICE"), 8: RUNNING})
+    with pytest.raises(ActionError, match="VM 8 and VM 7 both claim port 5900"):
+        result_of(consoles_of(oned, tokens, presence=True).open("bob:secret", 8))
+
+
 @pytest.mark.parametrize("trouble", [OnedError("down"), AuthenticationError("expired"), AuthorizationError("no")])
 def test_when_oned_tells_the_service_nothing_the_later_vm_has_the_place(trouble):
     assert claimed(trouble, presence=True) == [5901]

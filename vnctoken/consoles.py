@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vnctoken.arguments import Options
+from vnctoken.arguments import Options, quoted
 from vnctoken.errors import ActionError, OnedError, TokenStoreError
 from vnctoken.links import console_link
 from vnctoken.tokens import FINGERPRINT_DIGITS, Grant, digest
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from vnctoken.presence import Presence
     from vnctoken.rules import ConsoleRules
     from vnctoken.tokens import LiveToken, TokenStore
-
-_QUOTED_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +125,19 @@ class Consoles:
         Raises ActionError if one of these VMs is there all the same.
         """
         for other in await self._tokens.holders(host, port) - {vm_id}:
-            if await self._is_there(other, host, port):
+            live = [one for one in await self._tokens.live(other) if (one.grant.host, one.grant.port) == (host, port)]
+            if live and await self._is_there(live[0].grant):
                 raise ActionError(
                     f"VM {vm_id} and VM {other} both claim port {port} of {host}, so neither console is certain to be"
                     " the right one; the cloud's operator has to give one of them another GRAPHICS/PORT or host"
                 )
-            stale = [
-                one.digest for one in await self._tokens.live(other) if (one.grant.host, one.grant.port) == (host, port)
-            ]
-            await self._tokens.revoke(other, frozenset(stale))
+            await self._tokens.revoke(other, frozenset(one.digest for one in live))
 
-    async def _is_there(self, vm_id: int, host: str, port: int) -> bool:
+    async def _is_there(self, grant: Grant) -> bool:
         if self._presence is None:
             return False
         try:
-            return await self._presence.leads_to(vm_id, host, port)
+            return await self._presence.still_there(grant)
         except OnedError:
             # The caller's VM is there, as oned has just said; of the other one nothing is known.
             return False
@@ -156,4 +152,4 @@ def user_name(session: str) -> str:
     if not colon:
         return ""
     shown = "".join(c if c.isprintable() and not c.isspace() else "?" for c in name)
-    return shown if len(shown) <= _QUOTED_CHARACTERS else shown[:_QUOTED_CHARACTERS] + "..."
+    return quoted(shown)

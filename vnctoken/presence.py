@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vnctoken.errors import ActionError, AuthenticationError, AuthorizationError, NoExistsError, OnedError
+from vnctoken.errors import AuthenticationError, AuthorizationError, NoExistsError, OnedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vnctoken.oned import Oned
     from vnctoken.rules import ConsoleRules
+    from vnctoken.tokens import Grant
 
 
 class Presence:
@@ -21,18 +22,15 @@ class Presence:
         self._session = session
         self._rules = rules
 
-    async def leads_to(self, vm_id: int, host: str, port: int) -> bool:
-        """Whether a VM has a console, and it is at this host and port.
+    async def still_there(self, grant: Grant) -> bool:
+        """Whether the VM of a grant has its console where the grant leads.
 
         Raises OnedError if oned could not be asked, or refuses the service's own login.
         """
         try:
-            vm = await self._oned.vm_info(self._session(), vm_id)
+            vm = await self._oned.vm_info(self._session(), grant.vm_id)
         except NoExistsError:
             return False
         except (AuthenticationError, AuthorizationError):
             raise OnedError("oned refuses the service's own login") from None
-        try:
-            return self._rules.target(vm) == (host, port)
-        except (NoExistsError, ActionError):
-            return False
+        return not self._rules.problem_of(vm, grant)

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from vnctoken.errors import ActionError, NoExistsError, TokenStoreError, VnctokenError
+from vnctoken.errors import NoExistsError, TokenStoreError, VnctokenError
 from vnctoken.tokens import PROBE_VM_ID
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Recheck:
             doubtful = [
                 vm_id
                 for vm_id, held in targets.items()
-                if any(self._problem(vms.get(vm_id), host, port) for host, port in held)
+                if any(self._rules.problem(vms.get(vm_id), host, port) for host, port in held)
             ]
             if doubtful:
                 await self._look_again(doubtful, problems)
@@ -144,7 +144,7 @@ class Recheck:
     async def _judge(self, vm_id: int, vm: VirtualMachine | None, tokens: Collection[LiveToken]) -> None:
         doomed: dict[str, list[LiveToken]] = {}
         for token in tokens:
-            problem = self._problem_of(vm, token.grant)
+            problem = self._rules.problem_of(vm, token.grant)
             if problem:
                 doomed.setdefault(problem, []).append(token)
         for problem, dying in doomed.items():
@@ -159,23 +159,9 @@ class Recheck:
                 )
 
     def _differs_by_host(self, vm: VirtualMachine, grant: Grant) -> bool:
-        return self._problem_of(vm, grant) != "" and not self._problem_of(replace(vm, host=grant.host), grant)
-
-    def _problem_of(self, vm: VirtualMachine | None, grant: Grant) -> str:
-        if vm is not None and not grant.user:
-            # Sunstone writes tokens for SPICE, too.
-            vm = replace(vm, graphics_type="VNC")
-        return self._problem(vm, grant.host, grant.port)
-
-    def _problem(self, vm: VirtualMachine | None, host: str, port: int) -> str:
-        """Return why a VM's console does not, or no longer, lead to a host and port; "" if it does."""
-        if vm is None:
-            return "the VM is gone"
-        try:
-            target = self._rules.target(vm)
-        except (NoExistsError, ActionError) as error:
-            return str(error)
-        return "" if target == (host, port) else f"the console is at {target[0]} port {target[1]} now"
+        return self._rules.problem_of(vm, grant) != "" and not self._rules.problem_of(
+            replace(vm, host=grant.host), grant
+        )
 
     def _report(self, problems: Collection[VnctokenError], whose: str) -> None:
         """Log that a trouble begins, or that it is over."""

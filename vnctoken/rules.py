@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vnctoken.errors import ActionError, NoExistsError
@@ -12,6 +13,7 @@ from vnctoken.vm import ACTIVE
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    from vnctoken.tokens import Grant
     from vnctoken.vm import VirtualMachine
 
 # What a resolver takes for a host name; underscores are common in /etc/hosts.
@@ -38,6 +40,23 @@ class ConsoleRules:
             raise ActionError(f"Unsupported VM state! STATE:{vm.state} LCM_STATE:{vm.lcm_state}")
         return _checked_host(vm), self._checked_port(vm)
 
+    def problem(self, vm: VirtualMachine | None, host: str, port: int) -> str:
+        """Return why a VM's console does not, or no longer, lead to a host and port; "" if it does."""
+        if vm is None:
+            return "the VM is gone"
+        try:
+            target = self.target(vm)
+        except (NoExistsError, ActionError) as error:
+            return str(error)
+        return "" if target == (host, port) else f"the console is at {target[0]} port {target[1]} now"
+
+    def problem_of(self, vm: VirtualMachine | None, grant: Grant) -> str:
+        """Return why a token does not, or no longer, lead to the VM's console; "" if it does."""
+        if vm is not None and not grant.user:
+            # Sunstone writes tokens for SPICE, too.
+            vm = replace(vm, graphics_type="VNC")
+        return self.problem(vm, grant.host, grant.port)
+
     def _checked_port(self, vm: VirtualMachine) -> int:
         # Whoever owns a VM writes any PORT into its template: without this rule port 22 opens the hypervisor's ssh.
         text = vm.port.strip()
@@ -51,13 +70,12 @@ class ConsoleRules:
 
 def _checked_host(vm: VirtualMachine) -> str:
     """Return the host if it can stand in a token line; websockify takes `unix_socket` for a path to open."""
-    if vm.host.lower() != "unix_socket" and (_HOST_NAME.fullmatch(vm.host) or is_ipv6(vm.host)):
+    if vm.host.lower() != "unix_socket" and (_HOST_NAME.fullmatch(vm.host) or _is_ipv6(vm.host)):
         return vm.host
     raise ActionError(f"{vm.host_attribute} is '{_quoted(vm.host)}' but a host name or an IP address expected")
 
 
-def is_ipv6(text: str) -> bool:
-    """Whether a text is an IPv6 address without a zone."""
+def _is_ipv6(text: str) -> bool:
     try:
         return ipaddress.IPv6Address(text).scope_id is None
     except ValueError:

@@ -221,7 +221,6 @@ def _no_session() -> str:
 
 def _verify(presence: Presence) -> Callable[[LiveToken], Awaitable[bool]]:
     async def verify(live: LiveToken) -> bool:
-        grant = live.grant
-        return grant.vm_id == PROBE_VM_ID or await presence.leads_to(grant.vm_id, grant.host, grant.port)
+        return live.grant.vm_id == PROBE_VM_ID or await presence.still_there(live.grant)
 
     return verify
