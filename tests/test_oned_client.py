@@ -501,3 +501,25 @@ def test_oned_tells_its_version():
 
     asked = Oned(Versioned(), Clock(), timeout=1, connections=1).version("one:two")
     assert outcome(Deferred.fromCoroutine(asked)) == "6.10.0"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_pool_of_users_is_read_aside_and_what_is_wrong_with_it_is_told_all_the_same(right):
+    class Pool:
+        async def post(self, body):
+            assert read_call(body).method == "one.userpool.info"
+            xml = "<USER_POOL><USER><ID>2</ID><NAME>alice</NAME><GID>1</GID></USER></USER_POOL>"
+            return Answer(success=True, text=xml).body if right else b"nonsense"
+
+    async def aside(work):
+        done.append(work)
+        return work()
+
+    done = []
+    asked = Deferred.fromCoroutine(Oned(Pool(), Clock(), timeout=1, connections=1, aside=aside).users("a:b"))
+    if right:
+        assert [user.name for user in outcome(asked)] == ["alice"]
+    else:
+        with pytest.raises(OnedError, match="oned's answer is not XML-RPC"):
+            outcome(asked)
+    assert len(done) == 1

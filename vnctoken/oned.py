@@ -6,7 +6,7 @@ flight and the rest wait here, in a bounded queue, under one deadline.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pyone
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -21,11 +21,12 @@ from vnctoken.errors import (
     VnctokenError,
 )
 from vnctoken.safexml import DocumentError
+from vnctoken.user import User, group_names, users
 from vnctoken.vm import VirtualMachine, vms_by_id
 from vnctoken.wire import Fault, read_answer, write_call
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from twisted.internet.interfaces import IReactorTime
 
@@ -37,6 +38,7 @@ BATCH = 1000
 # xmlrpc-c's code for a method that the server does not have and arguments of one.vmpool.info.
 _NO_SUCH_METHOD = -506
 _EVERYBODYS = -2
+_MYSELF = -1
 _NOT_DONE = -1
 
 REFUSALS: Mapping[type[pyone.OneException], type[VnctokenError]] = {
@@ -54,6 +56,14 @@ _BY_CODE: Mapping[int, tuple[type[VnctokenError], type[pyone.OneException]]] = {
 }
 
 
+_Result = TypeVar("_Result")
+
+
+async def at_once(work: Callable[[], _Result]) -> _Result:
+    """Return what some work returns, done here and now."""
+    return work()
+
+
 class _NoSuchMethodError(OnedError):
     """Raised if oned is older than the method."""
 
@@ -69,11 +79,21 @@ class Oned:
     """oned as we see it.
 
     At most `connections` questions are in flight, QUEUE_LENGTH more wait, and each has `timeout` seconds from the
-    moment it is asked, its waiting included.
+    moment it is asked, its waiting included. `aside` does work that takes long: tens of milliseconds for a thousand
+    users.
     """
 
-    def __init__(self, transport: Transport, clock: IReactorTime, *, timeout: float, connections: int) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        clock: IReactorTime,
+        *,
+        timeout: float,
+        connections: int,
+        aside: Callable[[Callable[[], list[User]]], Awaitable[list[User]]] = at_once,
+    ) -> None:
         self._transport = transport
+        self._aside = aside
         self._clock = clock
         self._timeout = timeout
         self._connections = connections
@@ -108,15 +128,30 @@ class Oned:
             found = vms_by_id(await self._call(question))
             return {vm_id: found[vm_id] for vm_id in ids if vm_id in found}
 
+    async def user(self, session: str) -> User:
+        """Return the account of the owner of `session`. Raises as `vm_info` does."""
+        return User.from_xml(await self._call(write_call("one.user.info", session, _MYSELF)))
+
+    async def users(self, session: str) -> list[User]:
+        """Return the accounts that the owner of `session` may see: an administrator all. Raises as `vm_info` does."""
+        answer = await self._answer(write_call("one.userpool.info", session))
+        return await self._aside(lambda: users(_success(answer)))
+
+    async def groups(self, session: str) -> dict[int, str]:
+        """Return the names of the groups that the owner of `session` may see, by id. Raises as `vm_info` does."""
+        return group_names(await self._call(write_call("one.grouppool.info", session)))
+
     async def version(self, session: str) -> str:
         """Return oned's version, such as "6.10.0". Raises as `vm_info` does."""
         return await self._call(write_call("one.system.version", session))
 
     async def _call(self, request: bytes) -> str:
+        return _success(await self._answer(request))
+
+    async def _answer(self, request: bytes) -> bytes:
         if len(self._slots.waiting) >= QUEUE_LENGTH:
             raise OnedError(f"too many calls are waiting for oned ({QUEUE_LENGTH}); try again in a moment")
-        asked = Deferred.fromCoroutine(self._in_turn(request)).addTimeout(self._timeout, self._clock, _late)
-        return _success(await asked)
+        return await Deferred.fromCoroutine(self._in_turn(request)).addTimeout(self._timeout, self._clock, _late)
 
     async def _in_turn(self, request: bytes) -> bytes:
         await self._slots.acquire()

@@ -26,7 +26,11 @@ LCM_STATES: Mapping[str, int] = {"BACKUP": 69, **{state.name: int(state) for sta
 
 @dataclass(frozen=True, slots=True)
 class VirtualMachine:
-    """A VM as oned describes it. Texts are as stored, "" where oned has none."""
+    """A VM as oned describes it. Texts are as stored, "" where oned has none.
+
+    `owner` is the name of the user whose VM it is, `created_by` the id of the one who created it, and `started` the
+    second of the epoch when: what a context token is made of.
+    """
 
     state: int
     lcm_state: int
@@ -36,6 +40,9 @@ class VirtualMachine:
     password: str = field(repr=False)
     host: str
     host_attribute: str
+    owner: str = ""
+    created_by: str = ""
+    started: str = ""
 
     @classmethod
     def from_xml(cls, document: str) -> VirtualMachine:
@@ -57,7 +64,8 @@ class VirtualMachine:
         """Read a VM element, as `from_xml` does."""
         if root.tag != "VM":
             raise OnedError("oned answered with something that is no VM")
-        graphics = _child(root, "TEMPLATE", "GRAPHICS")
+        template = _child(root, "TEMPLATE")
+        graphics = _child(template, "GRAPHICS")
         host, host_attribute = _host(root)
         return cls(
             state=_number(root, "STATE"),
@@ -68,6 +76,9 @@ class VirtualMachine:
             password=_text(graphics, "PASSWD"),
             host=host,
             host_attribute=host_attribute,
+            owner=_text(root, "UNAME"),
+            created_by=_text(template, "CREATED_BY"),
+            started=_text(root, "STIME"),
         )
 
 
