@@ -216,6 +216,67 @@ def test_user_info_minus_one_is_whoever_asks(oned):
     assert user.findtext("ENABLED") == "1"
 
 
+@pytest.mark.parametrize("kind", ["USER", "GROUP"])
+def test_a_pool_of_accounts_has_them_newest_first_with_their_quotas_beside_them(oned, kind):
+    success, xml, code = ask(oned, f"one.{kind.lower()}pool.info", oned.session)
+    assert (success, code) == (True, 0)
+    pool = etree.fromstring(xml)
+    assert pool.tag == f"{kind}_POOL"
+    *pairs, defaults = pool
+    assert defaults.tag == f"DEFAULT_{kind}_QUOTAS"
+    accounts, quotas = pairs[::2], pairs[1::2]
+    assert {account.tag for account in accounts} == {kind}
+    assert {quota.tag for quota in quotas} == {"QUOTAS"}
+    ids = [int(account.findtext("ID")) for account in accounts]
+    assert ids == [int(quota.findtext("ID")) for quota in quotas] == sorted(ids, reverse=True)
+
+
+def test_a_pool_of_users_has_the_one_who_asks_as_user_info_tells_him(oned):
+    him = etree.fromstring(ask(oned, "one.user.info", oned.session, -1, False)[1])
+    pool = etree.fromstring(ask(oned, "one.userpool.info", oned.session)[1])
+    (listed,) = [user for user in pool.findall("USER") if user.findtext("ID") == him.findtext("ID")]
+    assert [element.tag for element in listed if element.tag != "LOGIN_TOKEN"] == [
+        "ID",
+        "GID",
+        "GROUPS",
+        "GNAME",
+        "NAME",
+        "PASSWORD",
+        "AUTH_DRIVER",
+        "ENABLED",
+        "TEMPLATE",
+    ]
+    assert [etree.tostring(element) for element in him][: len(listed)] == [
+        etree.tostring(element) for element in listed
+    ]
+
+
+def test_a_pool_of_groups_names_those_of_the_one_who_asks(oned):
+    him = etree.fromstring(ask(oned, "one.user.info", oned.session, -1, False)[1])
+    pool = etree.fromstring(ask(oned, "one.grouppool.info", oned.session)[1])
+    names = {group.findtext("ID"): group.findtext("NAME") for group in pool.findall("GROUP")}
+    assert {number.text for number in him.find("GROUPS")} <= names.keys()
+    assert names[him.findtext("GID")] == him.findtext("GNAME")
+    own = next(group for group in pool.findall("GROUP") if group.findtext("ID") == him.findtext("GID"))
+    assert him.findtext("ID") in {number.text for number in own.find("USERS")}
+
+
+@pytest.mark.parametrize("method", ["one.userpool.info", "one.grouppool.info"])
+def test_pools_of_accounts_are_told_to_users_only(oned, method):
+    assert ask(oned, method, oned.wrong_session)[2] == 0x100
+    assert fault(oned, method) == (-501, "Not enough parameters")
+
+
+def test_a_user_who_is_not_there_cannot_be_enabled(oned):
+    assert ask(oned, "one.user.enable", oned.session, NO_SUCH_VM, True) == [
+        False,
+        f"[one.user.enable] Error getting user [{NO_SUCH_VM}].",
+        0x400,
+        NO_SUCH_VM,
+        -1,
+    ]
+
+
 def test_a_pool_has_the_vms_that_the_user_may_see_in_short(oned):
     success, xml, code = ask(oned, "one.vmpool.info", oned.session, -2, -1, -1, -1)
     assert (success, code) == (True, 0)
@@ -304,6 +365,8 @@ def test_pyone_binds_the_answers(oned):
     assert oned.vm_id in {int(vm.ID) for vm in one.vmpool.info(-2, -1, -1, -1).VM}
     user = one.user.info(-1)
     assert str(user.NAME) == oned.session.partition(":")[0]
+    assert str(user.NAME) in {str(listed.NAME) for listed in one.userpool.info().USER}
+    assert str(user.GNAME) in {str(group.NAME) for group in one.grouppool.info().GROUP}
     assert re.fullmatch(r"\d+\.\d+\.\d+", one.system.version())
 
 

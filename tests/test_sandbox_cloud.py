@@ -2,19 +2,26 @@
 
 import base64
 import hashlib
+import subprocess
 from dataclasses import replace
 
 import pytest
+from conftest import program
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from vnctoken.sandbox.behaviour import UGLY_GUESTS, Kind
 from vnctoken.sandbox.cloud import (
     ALICE,
     BOB,
+    CAROL,
     DAVE,
     EVE,
+    GINA,
     ONEADMIN,
+    REMY,
     SERVERADMIN,
+    SERVERX509,
+    XENIA,
     Cloud,
     Group,
     Guest,
@@ -23,6 +30,7 @@ from vnctoken.sandbox.cloud import (
     demo_cloud,
     demo_cloud_with_screens,
 )
+from vnctoken.sandbox.serverx509 import new_certificate, subject
 
 CLOUD = demo_cloud()
 NOW = 1_799_999_999
@@ -55,11 +63,22 @@ def test_a_session_belongs_to_the_user_with_that_password(session, user):
         "nobody:secret",
         f"{DAVE.name}:{DAVE.password}",
         f"{SERVERADMIN.name}:{SERVERADMIN.password}",
+        f"{SERVERX509.name}:{SERVERX509.password}",
+        f"{XENIA.name}:{XENIA.password}",
+        f"{REMY.name}:{REMY.password}",
     ],
 )
 def test_any_other_session_belongs_to_nobody(session):
-    """Among them a disabled user's, and a server account's own password."""
+    """Among them a disabled user's, a server account's own password, and what x509 and public users are known by."""
     assert CLOUD.who_is(session, NOW) is None
+
+
+def test_a_login_token_is_as_good_as_the_password_until_it_expires():
+    expired, lasting = (login.token for login in CAROL.login_tokens)
+    assert CLOUD.who_is(f"carol:{lasting}", NOW) == CAROL
+    assert CLOUD.who_is(f"alice:{lasting}", NOW) is None
+    assert CLOUD.who_is(f"carol:{expired}", NOW) is None
+    assert CLOUD.who_is(f"carol:{expired}", 1_699_999_999) == CAROL
 
 
 # Made by OpenNebula's own code for the password of SERVERADMIN; good until 1_800_000_000.
@@ -75,6 +94,10 @@ FOR_SERVERADMIN = "ay78BZPm4uJmDVERKllISq/nztrvGK2jtkO9OpmG2aTxE0X1NvUM1KHGcq96q
         # oned does not look at the target inside.
         (f"serveradmin:bob:{FOR_ALICE}", BOB),
         (f"serveradmin:oneadmin:{FOR_ALICE}", ONEADMIN),
+        # Nor does it ask whether he is enabled, or how he logs in.
+        (f"serveradmin:dave:{FOR_ALICE}", DAVE),
+        (f"serveradmin:xenia:{FOR_ALICE}", XENIA),
+        (f"serveradmin:remy:{FOR_ALICE}", REMY),
     ],
 )
 def test_a_server_logs_in_for_any_user_until_its_token_expires(session, user):
@@ -118,6 +141,70 @@ def test_any_other_login_of_a_server_is_nobodys(session):
     assert CLOUD.who_is(session, NOW) is None
 
 
+def test_a_server_that_is_disabled_logs_in_for_nobody():
+    cloud = demo_cloud()
+    cloud.change_user(replace(SERVERADMIN, enabled=False))
+    assert cloud.who_is(f"serveradmin:alice:{FOR_ALICE}", NOW) is None
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Return a certificate, its private key, and a cloud that knows it."""
+    certificate, key = new_certificate()
+    return certificate, key, demo_cloud(certificate)
+
+
+# As OpenNebula's servers make one: server_x509_auth.rb and x509_auth.rb in src/authm_mad/remotes.
+RUBY_LOGIN = """
+require "openssl"
+require "base64"
+key = OpenSSL::PKey::RSA.new(STDIN.read)
+ARGV.each do |text|
+  encrypted = Base64.encode64(key.private_encrypt(text)).delete("\\n").strip
+  puts Base64.encode64(encrypted).strip.delete("\\n")
+end
+"""
+
+
+def x509_logins(key, *texts):
+    """Return what a server makes of texts with its private key, as OpenNebula's own code does."""
+    command = [program("ruby"), "-e", RUBY_LOGIN, *texts]
+    result = subprocess.run(command, input=key, capture_output=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.decode().split()
+
+
+def test_a_server_with_a_certificate_logs_in_for_any_user_until_its_token_expires(server):
+    _, key, cloud = server
+    (token,) = x509_logins(key, "serverx509:alice:1800000000")
+    assert cloud.who_is(f"serverx509:alice:{token}", NOW) == ALICE
+    assert cloud.who_is(f"serverx509:bob:{token}", NOW) == BOB
+    assert cloud.who_is(f"serverx509:nobody:{token}", NOW) is None
+    assert cloud.who_is(f"serveradmin:alice:{token}", NOW) is None
+    assert cloud.who_is(f"serverx509:alice:{token}", NOW + 1) is None
+    assert demo_cloud().who_is(f"serverx509:alice:{token}", NOW) is None
+
+
+def test_any_other_login_of_a_server_with_a_certificate_is_nobodys(server):
+    certificate, key, cloud = server
+    other_name, no_time, other_user = x509_logins(
+        key, "oneadmin:alice:1800000000", "serverx509:alice:soon", "serveradmin:alice:1800000000"
+    )
+    good, *_ = x509_logins(key, "serverx509:alice:1800000000")
+    (by_another_key,) = x509_logins(new_certificate()[1], "serverx509:alice:1800000000")
+    encoded_once = base64.b64decode(good).decode()
+    wrong = [other_name, no_time, other_user, by_another_key, encoded_once, good[:-8], "", "AAAA", "no base64"]
+    assert [token for token in wrong if cloud.who_is(f"serverx509:alice:{token}", NOW)] == []
+    assert cloud.who_is(f"serverx509:alice:{good}", NOW) == ALICE
+    renamed = Cloud([ALICE, replace(SERVERX509, password="/CN=other")], [], server_certificate=certificate)
+    assert renamed.who_is(f"serverx509:alice:{good}", NOW) is None
+
+
+def test_a_certificates_subject_is_written_as_openssl_does_and_spaces_as_opennebula_does():
+    assert subject(new_certificate("a server")[0]) == "/C=XX/O=onelab/CN=a\\20server"
+    assert subject(new_certificate()[0]) == SERVERX509.password
+
+
 MEMBER = User(10, "member", "x", Group(7, "seven"))
 OWNER = User(11, "owner", "x", Group(7, "seven"))
 STRANGER = User(12, "stranger", "x", Group(8, "eight"))
@@ -153,7 +240,17 @@ def test_every_right_has_its_own_bit(right, mode):
     assert not CLOUD.may(STRANGER, right, guest)
 
 
-@pytest.mark.parametrize("administrator", [ONEADMIN, OPERATOR])
+def test_a_secondary_group_counts_like_the_primary_one():
+    vm = CLOUD.guest(34)
+    assert (vm.owner, CLOUD.may(GINA, Right.USE, vm)) == (EVE, True)
+    assert not CLOUD.may(ALICE, Right.USE, vm)
+    assert CLOUD.may(GINA, Right.USE, CLOUD.guest(16))
+
+
+SECONDLY_OPERATOR = User(14, "second", "x", Group(8, "eight"), secondary_groups=(Group(0, "oneadmin"),))
+
+
+@pytest.mark.parametrize("administrator", [ONEADMIN, OPERATOR, SECONDLY_OPERATOR])
 def test_an_administrator_may_use_every_vm_and_read_every_account(administrator):
     assert CLOUD.may(administrator, Right.ADMIN, Guest(1, "vm", OWNER, None, mode=0))
     assert CLOUD.may_read_account(administrator, STRANGER)
@@ -162,6 +259,24 @@ def test_an_administrator_may_use_every_vm_and_read_every_account(administrator)
 def test_an_ordinary_user_may_read_his_own_account_only():
     assert CLOUD.may_read_account(ALICE, ALICE)
     assert not CLOUD.may_read_account(ALICE, BOB)
+
+
+def test_an_ordinary_user_sees_his_own_account_and_groups_and_an_administrator_all():
+    assert CLOUD.users_for(GINA) == [GINA]
+    assert {group.id for group in CLOUD.groups_for(GINA)} == {1, 100}
+    assert len(CLOUD.users_for(SERVERADMIN)) == 11
+    assert {group.id for group in CLOUD.groups_for(SERVERADMIN)} == {0, 1, 100}
+    assert CLOUD.members(EVE.group) == [EVE, GINA]
+
+
+def test_an_account_may_change_and_go():
+    cloud = demo_cloud()
+    cloud.change_user(replace(ALICE, enabled=False))
+    assert cloud.who_is("alice:secret", NOW) is None
+    assert 0 in {guest.id for guest in cloud.guests_of(cloud.user(2))}
+    cloud.remove_user(ALICE)
+    assert cloud.user(2) is None
+    assert cloud.who_is(f"serveradmin:alice:{FOR_ALICE}", NOW) is None
 
 
 def test_what_is_not_there_is_none():

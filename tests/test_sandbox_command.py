@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import zmq
-from conftest import running
+from conftest import program, running
 from lxml import etree
 from PIL import Image
 from twisted.internet.task import Clock
@@ -24,6 +24,7 @@ from vnctoken.sandbox.cloud import demo_cloud
 from vnctoken.sandbox.rfb import authentication_response
 from vnctoken.sandbox.screen import Screen
 from vnctoken.sandbox.screens import start_screens
+from vnctoken.sandbox.serverx509 import new_certificate
 
 COMMAND = (sys.executable, "-m", "vnctoken.sandbox")
 READY = r"^oned sandbox listens on (http://\S+:\d+/RPC2)$"
@@ -83,6 +84,30 @@ def test_connections_over_the_limit_wait_until_another_one_ends():
             connection.settimeout(30)
         idle[0].close()
         assert all(b"vnc-plain" in everything(connection) for connection in waiting)
+
+
+def test_the_server_whose_certificate_it_is_told_logs_in_with_the_private_key(tmp_path):
+    certificate, key = (tmp_path / name for name in ("cert.pem", "key.pem"))
+    for file, content in zip((certificate, key), new_certificate(), strict=True):
+        file.write_bytes(content)
+    sign = [program("openssl"), "pkeyutl", "-sign", "-inkey", key]
+    text = f"serverx509:alice:{int(time.time()) + 1800}".encode()
+    signed = subprocess.run(sign, input=text, capture_output=True, timeout=60, check=True).stdout
+    session = "serverx509:alice:" + base64.b64encode(base64.b64encode(signed)).decode()
+    with (
+        sandbox("--server-certificate", str(certificate)) as (url, _),
+        xmlrpc.client.ServerProxy(url) as server,
+    ):
+        assert server.one.vm.info(session, 0)[0] is True
+        assert server.one.vm.info(session.replace(":alice:", ":bob:"), 0)[2] == 0x200
+        assert server.one.vm.info(session + "AAAA", 0)[2] == 0x100
+
+
+def test_a_server_certificate_that_cannot_be_read_ends_it_with_the_reason(tmp_path):
+    command = [*COMMAND, "--server-certificate", str(tmp_path / "none")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "none cannot be read: No such file or directory" in result.stderr
 
 
 def test_it_says_where_it_publishes_events_and_publishes_them_there():
@@ -156,7 +181,7 @@ def test_an_address_must_be_host_and_port(address):
 
 # Screens
 
-WITH_A_SCREEN = {0, 1, 2, 5, 9, 13, 16, 17, 19, 20, 21, 22, 23, 24, 25, 27, 28, 29}
+WITH_A_SCREEN = {0, 1, 2, 5, 9, 13, 16, 17, 19, 20, 21, 22, 23, 24, 25, 27, 28, 29, 32, 33, 34, 35, 36, 37}
 PASSWORDS = {1: "s3cr3tpw", 5: "a<&>b'c", 27: "pässwörd-東京", 28: "x]]>y"}
 
 
@@ -250,7 +275,7 @@ def test_all_else_of_the_vms_is_as_without_screens():
     documents = []
     for options in ((), ("--screens",)):
         with sandbox(*options) as (url, _), xmlrpc.client.ServerProxy(url) as server:
-            vms = {vm_id: vm_info(server, vm_id) for vm_id in range(32)}
+            vms = {vm_id: vm_info(server, vm_id) for vm_id in range(38)}
             absent = server.one.vm.info("alice:secret", 921)
         for vm_id in WITH_A_SCREEN:
             # The drivers' name for the VM begins with the host.

@@ -181,6 +181,25 @@ def test_a_users_own_vm_is_answered_as_xml_in_a_string():
             -1,
         ),
         (("one.user.info", "alice:secret", 99), "[one.user.info] Error getting user [99].", 0x400, 99),
+        (
+            ("one.userpool.info", "alice:wrong"),
+            "[one.userpool.info] User couldn't be authenticated, aborting call.",
+            0x100,
+            -1,
+        ),
+        (("one.user.enable", "oneadmin:opennebula", 99, True), "[one.user.enable] Error getting user [99].", 0x400, 99),
+        (
+            ("one.user.enable", "alice:secret", 2, False),
+            "[one.user.enable] User [2] : Not authorized to perform ADMIN USER [2].",
+            0x200,
+            -1,
+        ),
+        (
+            ("one.user.enable", "oneadmin:opennebula", 0, False),
+            "[one.user.enable] Cannot enable/disable oneadmin user",
+            0x800,
+            -1,
+        ),
     ],
 )
 def test_an_error_says_which_method_what_and_about_which_object(arguments, text, code, object_id):
@@ -299,6 +318,48 @@ def test_a_set_of_vms_has_those_that_the_user_may_see_newest_first_and_the_done_
     assert server.ask("one.vmpool.infoset", "", extended) == [True, "<VM_POOL></VM_POOL>", 0]
 
 
+def names(document, tag):
+    return [element.findtext("NAME") for element in etree.fromstring(document).findall(tag)]
+
+
+def test_a_pool_of_users_has_everybody_for_an_administrator_and_for_others_themselves():
+    server = Server()
+    success, document, code = server.ask("one.userpool.info", session=ADMIN)
+    assert (success, code) == (True, 0)
+    everybody = [
+        "gina",
+        "remy",
+        "xenia",
+        "eve",
+        "dave",
+        "carol",
+        "serverx509",
+        "bob",
+        "alice",
+        "serveradmin",
+        "oneadmin",
+    ]
+    assert names(document, "USER") == everybody
+    assert names(server.ask("one.userpool.info")[1], "USER") == ["alice"]
+
+
+def test_a_pool_of_groups_has_all_for_an_administrator_and_for_others_their_own():
+    server = Server()
+    assert names(server.ask("one.grouppool.info", session=ADMIN)[1], "GROUP") == ["guests", "users", "oneadmin"]
+    assert names(server.ask("one.grouppool.info")[1], "GROUP") == ["users"]
+    assert names(server.ask("one.grouppool.info", session="gina:secret")[1], "GROUP") == ["guests", "users"]
+
+
+def test_a_user_who_is_disabled_is_told_nothing_until_he_is_enabled_again():
+    server = Server()
+    assert server.ask("one.user.enable", 2, False, session=ADMIN) == [True, 2, 0]
+    assert server.ask("one.user.info", -1)[2] == 0x100
+    account = etree.fromstring(server.ask("one.user.info", 2, session=ADMIN)[1])
+    assert account.findtext("ENABLED") == "0"
+    assert server.ask("one.user.enable", 2, True, session=ADMIN) == [True, 2, 0]
+    assert server.ask("one.user.info", -1)[0] is True
+
+
 def test_a_method_that_it_is_told_to_be_without_is_unknown_as_in_an_older_oned():
     server = Server(without=["one.vmpool.infoset"])
     with pytest.raises(xmlrpc.client.Fault, match=r"Method 'one\.vmpool\.infoset' not defined") as caught:
@@ -332,6 +393,8 @@ def test_a_servers_login_is_for_the_user_that_it_names_until_it_expires():
         (("one.vmpool.infoset", "alice:secret", 0, False), -501, "Parameter that is supposed to be string is not"),
         (("one.vm.action", "alice:secret", 0, "poweroff"), -501, "Parameter that is supposed to be string is not"),
         (("one.vm.migrate", "alice:secret", 0, 1), -501, "Not enough parameters"),
+        (("one.userpool.info",), -501, "Not enough parameters"),
+        (("one.user.enable", "oneadmin:opennebula", 2), -501, "Not enough parameters"),
     ],
 )
 def test_a_call_with_the_wrong_method_or_arguments_is_a_fault(arguments, code, text):

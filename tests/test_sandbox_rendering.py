@@ -5,8 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from vnctoken.sandbox.cloud import ALICE, BOB, Guest, Stay, demo_cloud
-from vnctoken.sandbox.rendering import guest_xml, pool_xml, user_xml
+from vnctoken.sandbox.accountrendering import group_pool_xml, user_pool_xml, user_xml
+from vnctoken.sandbox.accounts import Group, LoginToken
+from vnctoken.sandbox.cloud import (
+    ALICE,
+    BOB,
+    GINA,
+    ONEADMIN,
+    REMY,
+    SERVERADMIN,
+    SERVERX509,
+    XENIA,
+    Guest,
+    Stay,
+    User,
+    demo_cloud,
+)
+from vnctoken.sandbox.rendering import guest_xml, pool_xml
 
 CLOUD = demo_cloud()
 
@@ -150,3 +165,90 @@ def test_an_account_shows_the_hash_of_the_password_and_never_the_password():
     assert "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b" in xml
     assert ">secret<" not in xml
     assert "[secret]" not in xml
+
+
+NO_QUOTAS = (
+    "<DATASTORE_QUOTA></DATASTORE_QUOTA><NETWORK_QUOTA></NETWORK_QUOTA><VM_QUOTA></VM_QUOTA><IMAGE_QUOTA></IMAGE_QUOTA>"
+)
+
+
+def test_an_account_is_laid_out_as_oneds():
+    """As a real oned 6.10.0 has answered, whose alice had the same passwords."""
+    assert user_xml(ALICE, []) == (
+        "<USER><ID>2</ID><GID>1</GID><GROUPS><ID>1</ID></GROUPS><GNAME>users</GNAME><NAME>alice</NAME>"
+        "<PASSWORD><![CDATA[2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b]]></PASSWORD>"
+        "<AUTH_DRIVER><![CDATA[core]]></AUTH_DRIVER><ENABLED>1</ENABLED><TEMPLATE>"
+        "<TOKEN_PASSWORD><![CDATA[b502616feb472186c273d0000230e0492dac5d2b99df29685487060c497759df]]></TOKEN_PASSWORD>"
+        f"</TEMPLATE>{NO_QUOTAS}<DEFAULT_USER_QUOTAS>{NO_QUOTAS}</DEFAULT_USER_QUOTAS></USER>"
+    )
+
+
+def test_a_pool_of_accounts_has_them_newest_first_and_their_quotas_beside_them():
+    one = User(3, "one", "secret", Group(1, "users"), enabled=False)
+    two = User(
+        5, "two", "a|b", Group(1, "users"), auth_driver="x509", login_tokens=(LoginToken("t2", 7), LoginToken("t1"))
+    )
+    xml = user_pool_xml([(one, []), (two, [])])
+    assert xml == (
+        "<USER_POOL><USER><ID>5</ID><GID>1</GID><GROUPS><ID>1</ID></GROUPS><GNAME>users</GNAME><NAME>two</NAME>"
+        "<PASSWORD><![CDATA[a|b]]></PASSWORD><AUTH_DRIVER><![CDATA[x509]]></AUTH_DRIVER><ENABLED>1</ENABLED>"
+        "<LOGIN_TOKEN><TOKEN>t1</TOKEN><EXPIRATION_TIME>-1</EXPIRATION_TIME><EGID>-1</EGID></LOGIN_TOKEN>"
+        "<LOGIN_TOKEN><TOKEN>t2</TOKEN><EXPIRATION_TIME>7</EXPIRATION_TIME><EGID>-1</EGID></LOGIN_TOKEN>"
+        f"<TEMPLATE></TEMPLATE></USER><QUOTAS><ID>5</ID>{NO_QUOTAS}</QUOTAS>"
+        "<USER><ID>3</ID><GID>1</GID><GROUPS><ID>1</ID></GROUPS><GNAME>users</GNAME><NAME>one</NAME>"
+        "<PASSWORD><![CDATA[2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b]]></PASSWORD>"
+        "<AUTH_DRIVER><![CDATA[core]]></AUTH_DRIVER><ENABLED>0</ENABLED>"
+        f"<TEMPLATE></TEMPLATE></USER><QUOTAS><ID>3</ID>{NO_QUOTAS}</QUOTAS>"
+        f"<DEFAULT_USER_QUOTAS>{NO_QUOTAS}</DEFAULT_USER_QUOTAS></USER_POOL>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("user", "driver", "password"),
+    [
+        (SERVERADMIN, "server_cipher", "0eaa58fe6561"),
+        (SERVERX509, "server_x509", "/C=XX/O=onelab/CN=serverx509"),
+        (XENIA, "x509", "/C=XX/O=onelab/CN=xenia|/DC=org/DC=example/CN=xenia"),
+        (REMY, "public", "remy@EXAMPLE.ORG"),
+    ],
+)
+def test_what_is_stored_as_the_password_depends_on_the_driver(user, driver, password):
+    account = etree.fromstring(user_xml(user, []))
+    assert account.findtext("AUTH_DRIVER") == driver
+    assert account.findtext("PASSWORD").startswith(password)
+
+
+def test_a_user_of_several_groups_has_them_all_and_the_name_of_the_primary_one():
+    account = etree.fromstring(user_xml(GINA, []))
+    assert [number.text for number in account.find("GROUPS")] == ["1", "100"]
+    assert [account.findtext("GID"), account.findtext("GNAME")] == ["1", "users"]
+
+
+def test_a_pool_of_groups_has_them_newest_first_with_their_members():
+    """After oned's sources: no real one's answer was at hand."""
+    users, others = Group(1, "users"), Group(100, "others")
+    xml = group_pool_xml([(users, [BOB, ALICE], []), (others, [], [])])
+    assert xml == (
+        "<GROUP_POOL><GROUP><ID>100</ID><NAME>others</NAME><TEMPLATE></TEMPLATE><USERS></USERS><ADMINS></ADMINS>"
+        f"</GROUP><QUOTAS><ID>100</ID>{NO_QUOTAS}</QUOTAS>"
+        "<GROUP><ID>1</ID><NAME>users</NAME><TEMPLATE><SUNSTONE><DEFAULT_VIEW><![CDATA[cloud]]></DEFAULT_VIEW>"
+        "<GROUP_ADMIN_DEFAULT_VIEW><![CDATA[groupadmin]]></GROUP_ADMIN_DEFAULT_VIEW>"
+        "<GROUP_ADMIN_VIEWS><![CDATA[groupadmin,cloud]]></GROUP_ADMIN_VIEWS><VIEWS><![CDATA[cloud]]></VIEWS></SUNSTONE>"
+        "</TEMPLATE><USERS><ID>2</ID><ID>3</ID></USERS><ADMINS></ADMINS></GROUP>"
+        f"<QUOTAS><ID>1</ID>{NO_QUOTAS}</QUOTAS>"
+        f"<DEFAULT_GROUP_QUOTAS>{NO_QUOTAS}</DEFAULT_GROUP_QUOTAS></GROUP_POOL>"
+    )
+
+
+def test_a_vm_says_when_it_was_started_and_who_created_it_if_its_context_has_a_token():
+    vm = document(Guest(7, "vm", BOB, None, created_by=ONEADMIN, started=1_795_316_222))
+    assert [vm.findtext(name) for name in ("UID", "UNAME", "STIME")] == ["3", "bob", "1795316222"]
+    assert vm.findtext("HISTORY_RECORDS/HISTORY/STIME") == "1795316222"
+    assert vm.findtext("TEMPLATE/CREATED_BY") == "0"
+    assert vm.findtext("TEMPLATE/CONTEXT/TOKEN") == "YES"
+
+
+def test_a_vm_whose_context_has_no_token_does_not_say_who_created_it():
+    vm = document(Guest(7, "vm", BOB, None))
+    assert vm.find("TEMPLATE/CREATED_BY") is None
+    assert vm.find("TEMPLATE/CONTEXT") is None

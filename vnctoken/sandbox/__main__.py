@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.task import react
@@ -62,18 +63,32 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="METHOD",
         help="do not know a method, as an older oned does not know one.vmpool.infoset",
     )
+    parser.add_argument(
+        "--server-certificate",
+        type=_content,
+        default=b"",
+        metavar="FILE",
+        help="the certificate (PEM) whose private key the user serverx509 logs in with",
+    )
     return parser.parse_args(arguments)
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _cloud(reactor: Any, options: argparse.Namespace) -> Cloud:
     if not (options.screens or options.vnc):
-        return demo_cloud()
+        return demo_cloud(options.server_certificate)
     try:
         # Not everybody who wants an oned has Pillow and cryptography.
         from vnctoken.sandbox.screens import start_screens  # noqa: PLC0415
     except ImportError as error:
         sys.exit(f"Screens need what is missing here: {error}. Install it with: pip install 'vnctoken[demo]'")
-    return start_screens(reactor, {0: options.vnc} if options.vnc else {})
+    return start_screens(reactor, {0: options.vnc} if options.vnc else {}, options.server_certificate)
 
 
 def _publish(reactor: Any, cloud: Cloud, host: str, port: int) -> str:

@@ -12,11 +12,11 @@ from twisted.internet.protocol import Factory
 
 from vnctoken.errors import ErrorCode
 from vnctoken.sandbox.abyss import Abyss
+from vnctoken.sandbox.accountmethods import AccountMethods
 from vnctoken.sandbox.behaviour import Behaviour, spoil_answer
 from vnctoken.sandbox.calls import NO_SUCH_METHOD_ERROR, Answer, FaultError, decode_call
-from vnctoken.sandbox.cloud import DONE, Right
-from vnctoken.sandbox.lifecycle import ACTIONS, LIVE_MIGRATE, MIGRATE, WrongStateError, acted_on, migrated
-from vnctoken.sandbox.rendering import guest_xml, pool_xml, user_xml
+from vnctoken.sandbox.refusals import error
+from vnctoken.sandbox.vmmethods import VM_INFO, VmMethods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -25,16 +25,10 @@ if TYPE_CHECKING:
 
     from vnctoken.sandbox.abyss import Clock
     from vnctoken.sandbox.calls import Call
-    from vnctoken.sandbox.cloud import Cloud, Guest, User
+    from vnctoken.sandbox.cloud import Cloud, User
 
 VERSION = "6.10.0"
 """What ``one.system.version`` answers."""
-
-_VM_INFO = "one.vm.info"
-
-# Arguments of one.vmpool.info: whose VMs (or a user's, by his id), and in which state (or a state).
-_OWN_AND_GROUP, _ALL, _OWN = -1, -2, -3
-_NOT_DONE, _ANY_STATE = -1, -2
 
 
 class Oned:
@@ -44,16 +38,11 @@ class Oned:
         self._cloud = cloud
         self._clock = clock
         methods: Mapping[str, Callable[[Call, User], Answer]] = {
-            _VM_INFO: self._vm_info,
-            "one.vm.action": self._vm_action,
-            "one.vm.migrate": self._vm_migrate,
-            "one.vmpool.info": self._vm_pool_info,
-            "one.vmpool.infoset": self._vm_pool_infoset,
-            "one.user.info": self._user_info,
-            "one.system.version": self._version,
+            **VmMethods(cloud).by_name,
+            **AccountMethods(cloud).by_name,
+            "one.system.version": _version,
         }
         self._methods = {name: method for name, method in methods.items() if name not in without}
-        self._guest_answers: dict[int, tuple[Guest, Answer]] = {}
 
     def answer(self, call: Call) -> Answer:
         """Return the answer to a call; raise `FaultError` if the method is unknown or an argument wrong."""
@@ -64,110 +53,12 @@ class Oned:
         user = self._cloud.who_is(call.string(0), self._clock.seconds())
         if user is None:
             text = "User couldn't be authenticated, aborting call."
-            return _error(call, text, ErrorCode.AUTHENTICATION)
+            return error(call, text, ErrorCode.AUTHENTICATION)
         return method(call, user)
 
-    def _vm_info(self, call: Call, user: User) -> Answer:
-        guest = self._allowed(call, user, Right.USE, _object_id(call))
-        if isinstance(guest, Answer):
-            return guest
-        cached, answer = self._guest_answers.get(guest.id, (None, None))
-        if answer is None or cached is not guest:
-            answer = Answer(success=True, text=guest_xml(guest))
-            self._guest_answers[guest.id] = guest, answer
-        return answer
 
-    def _allowed(self, call: Call, user: User, right: Right, guest_id: int) -> Guest | Answer:
-        """Return the VM if the user has this right, else the answer that refuses it."""
-        guest = self._cloud.guest(guest_id)
-        if guest is None:
-            return _error(call, f"Error getting virtual machine [{guest_id}].", ErrorCode.NO_EXISTS, guest_id)
-        if not self._cloud.may(user, right, guest):
-            return _not_authorized(call, user, f"VM [{guest_id}]", right)
-        return guest
-
-    def _vm_action(self, call: Call, user: User) -> Answer:
-        action, guest_id = call.string(1), call.integer(2)
-        guest = self._allowed(call, user, Right.MANAGE, guest_id)
-        if isinstance(guest, Answer):
-            return guest
-        if action not in ACTIONS:
-            return _error(call, f'Action "{action}" is not supported', ErrorCode.ACTION)
-        try:
-            steps = acted_on(guest, action, user)
-        except WrongStateError as error:
-            text = f'Error performing action "{action}": This action is not available for state {error}'
-            return _error(call, text, ErrorCode.ACTION)
-        return self._done(steps)
-
-    def _vm_migrate(self, call: Call, user: User) -> Answer:
-        guest_id, host_id, live = call.integer(1), call.integer(2), call.boolean(3)
-        host = self._cloud.host(host_id)
-        if host is None:
-            return _error(call, f"Error getting host [{host_id}].", ErrorCode.NO_EXISTS, host_id)
-        guest = self._allowed(call, user, Right.ADMIN, guest_id)
-        if isinstance(guest, Answer):
-            return guest
-        try:
-            steps = migrated(guest, LIVE_MIGRATE if live else MIGRATE, (host_id, host), user)
-        except WrongStateError as error:
-            return _error(call, f"Migrate action is not available for state {error}", ErrorCode.ACTION)
-        if guest.stays[-1].host_id == host_id:
-            return _error(call, f"VM is already running on host [{host_id}]", ErrorCode.ACTION)
-        return self._done(steps)
-
-    def _done(self, steps: list[Guest]) -> Answer:
-        for guest in steps:
-            self._cloud.change(guest)
-        return Answer(success=True, number=steps[-1].id)
-
-    def _vm_pool_info(self, call: Call, user: User) -> Answer:
-        whose, first, last, state = (call.integer(number) for number in range(1, 5))
-        owner_id = user.id if whose in (_OWN, _OWN_AND_GROUP) else whose
-        guests = [
-            guest
-            for guest in self._cloud.guests_for(user)
-            if (
-                whose == _ALL
-                or guest.owner.id == owner_id
-                or (whose == _OWN_AND_GROUP and guest.owner.group == user.group)
-            )
-            and first <= guest.id <= (last if last >= 0 else guest.id)
-            and (state in (_ANY_STATE, guest.state) or (state == _NOT_DONE and guest.state != DONE))
-        ]
-        return Answer(success=True, text=pool_xml(guests))
-
-    def _vm_pool_infoset(self, call: Call, user: User) -> Answer:
-        ids, extended = call.string(1).split(","), call.boolean(2)
-        guests = [guest for guest in self._cloud.guests_for(user) if str(guest.id) in ids]
-        return Answer(success=True, text=pool_xml(guests, extended=extended))
-
-    def _user_info(self, call: Call, user: User) -> Answer:
-        asked_id = _object_id(call)
-        account = user if asked_id == -1 else self._cloud.user(asked_id)
-        if account is None:
-            return _error(call, f"Error getting user [{asked_id}].", ErrorCode.NO_EXISTS, asked_id)
-        if not self._cloud.may_read_account(user, account):
-            return _not_authorized(call, user, f"USER [{asked_id}]", Right.USE)
-        return Answer(success=True, text=user_xml(account, self._cloud.guests_of(account)))
-
-    def _version(self, _call: Call, _user: User) -> Answer:
-        return Answer(success=True, text=VERSION)
-
-
-def _object_id(call: Call) -> int:
-    object_id = call.integer(1)
-    if len(call.arguments) > 2:  # noqa: PLR2004 - whether to decrypt: checked for its type, else of no effect
-        call.boolean(2)
-    return object_id
-
-
-def _not_authorized(call: Call, user: User, what: str, right: Right) -> Answer:
-    return _error(call, f"User [{user.id}] : Not authorized to perform {right.name} {what}.", ErrorCode.AUTHORIZATION)
-
-
-def _error(call: Call, text: str, code: ErrorCode, object_id: int = -1) -> Answer:
-    return Answer(success=False, text=f"[{call.method}] {text}", code=code.value, object_id=object_id)
+def _version(_call: Call, _user: User) -> Answer:
+    return Answer(success=True, text=VERSION)
 
 
 class OnedFactory(Factory):
@@ -199,7 +90,7 @@ class OnedFactory(Factory):
         behaviour = self._behaviour
         try:
             call = decode_call(request)
-            if call.method == _VM_INFO and len(call.arguments) > 1:
+            if call.method == VM_INFO and len(call.arguments) > 1:
                 behaviour = self._ugly_guests.get(call.integer(1), behaviour)
             answer = self._oned.answer(call)
         except FaultError as fault:

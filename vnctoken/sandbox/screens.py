@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 
 
-def start_screens(reactor: Any, elsewhere: Mapping[int, tuple[str, int]]) -> Cloud:
+def start_screens(reactor: Any, elsewhere: Mapping[int, tuple[str, int]], server_certificate: bytes = b"") -> Cloud:
     """Start a screen for every VM of the demo cloud that has one, and return the cloud that says where they are.
 
-    None is started for the VMs in `elsewhere`: theirs is at that host and port. Raises CannotListenError.
+    None is started for the VMs in `elsewhere`: theirs is at that host and port. `server_certificate` is as in `Cloud`.
+    Raises CannotListenError.
     """
 
     def address(guest: Guest) -> tuple[str, int]:
         return elsewhere.get(guest.id) or (LOOPBACK, _start_screen(reactor, guest))
 
-    return demo_cloud_with_screens(address)
+    return demo_cloud_with_screens(address, server_certificate)
 
 
 def _start_screen(reactor: Any, guest: Guest) -> int:

@@ -1,4 +1,4 @@
-"""How oned judges a server's login, such as Sunstone's: the auth driver ``server_cipher``."""
+"""How oned reads a server's login, such as Sunstone's: the auth driver ``server_cipher``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import binascii
 import hashlib
 
 
-def is_good(token: str, *, server_user: str, password: str, now: float) -> bool:
-    """Return whether a token is of this server user and not expired; `now` is in seconds since the epoch.
+def plaintext(token: str, password: str) -> str:
+    """Return what a token says, ``user:target:expires``; "" if it was not made with this password.
 
-    A token is the base64 of ``user:target:expires``, encrypted by AES-256-CBC. Key and initialization vector are the
-    first 32 and 16 digits of the password's SHA-256. Like oned, this does not look at the target.
+    A token is the base64 of that text, encrypted by AES-256-CBC. Key and initialization vector are the first 32 and 16
+    digits of the password's SHA-256.
     """
     # An extra: not everybody who wants an oned has it.
     from cryptography.hazmat.primitives import padding  # noqa: PLC0415
@@ -22,9 +22,6 @@ def is_good(token: str, *, server_user: str, password: str, now: float) -> bool:
     unpadder = padding.PKCS7(algorithms.AES.block_size).unpadder()
     try:
         padded = decryptor.update(base64.b64decode(token, validate=True)) + decryptor.finalize()
-        text = (unpadder.update(padded) + unpadder.finalize()).decode()
+        return (unpadder.update(padded) + unpadder.finalize()).decode()
     except (binascii.Error, ValueError):
-        return False
-    user, _, target_and_expiry = text.partition(":")
-    expires = target_and_expiry.rpartition(":")[2]
-    return user == server_user and expires.isascii() and expires.isdigit() and now < int(expires)
+        return ""
