@@ -1,7 +1,11 @@
-"""A token store in memory: what a test of something else needs, no less and no more."""
+"""A token store and a way to oned in memory: what a test of something else needs, no less and no more."""
 
 from dataclasses import replace
 
+from twisted.internet.defer import Deferred
+
+from vnctoken.errors import OnedError
+from vnctoken.sandbox.calls import FaultError, decode_call
 from vnctoken.tokens import LiveToken, digest, new_token
 
 
@@ -55,3 +59,39 @@ class MemoryStore:
 
     async def close(self):
         pass
+
+
+class Line:
+    """The way to the sandbox's oned; it can be cut, and it can be slow."""
+
+    def __init__(self, oned):
+        self._oned = oned
+        self.asked = []
+        self.cut = False
+        self.slow = False
+        self.waiting = []
+
+    async def post(self, body):
+        call = decode_call(body)
+        self.asked.append(call.method)
+        if self.cut:
+            raise OnedError("oned cannot be reached")
+        answer = self._answer(call)
+        if self.slow:
+            # The answer is made, and takes its time.
+            self.waiting.append(Deferred())
+            await self.waiting[-1]
+        return answer
+
+    def _answer(self, call):
+        try:
+            return self._oned.answer(call).body
+        except FaultError as fault:
+            return fault.body
+
+    def arrive(self):
+        """Let the answers arrive that are on their way."""
+        self.slow = False
+        waiting, self.waiting = self.waiting, []
+        for deferred in waiting:
+            deferred.callback(None)

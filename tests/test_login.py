@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
+from vnctoken.auth.server_cipher import server_session
 from vnctoken.errors import AuthenticationError, ConfigError, ErrorCode
-from vnctoken.login import ServerLogin, server_session
+from vnctoken.login import ServerLogin
 
 PASSWORD = "serveradmin-secret-for-tests"
 AT = 1_799_998_200
@@ -29,6 +30,12 @@ def clock():
     clock = Clock()
     clock.advance(AT)
     return clock
+
+
+def load(folder, clock, *, core_auth="cipher", delta=1800, margin=300):
+    return ServerLogin.load(
+        core_auth, folder=folder, etc=folder / "etc", now=clock.seconds, expire_delta=delta, expire_margin=margin
+    )
 
 
 def written(folder, content, name="sunstone_auth"):
@@ -66,47 +73,93 @@ def test_session_strings_are_those_that_opennebula_makes(target, expires):
 
 def test_the_service_logs_in_as_the_user_in_sunstones_file(tmp_path, clock):
     written(tmp_path, f"serveradmin:{PASSWORD}\n")
-    login = ServerLogin.load(tmp_path, clock.seconds)
+    login = load(tmp_path, clock)
     assert login.session() == RUBY["serveradmin", AT + 1800]
 
 
 def test_a_login_of_its_own_goes_before_sunstones(tmp_path, clock):
     written(tmp_path, "serveradmin:another")
     written(tmp_path, f"vncadmin:with:colons and spaces{PASSWORD} \t\r\n", "vnctoken_auth")
-    session = ServerLogin.load(tmp_path, clock.seconds).session()
+    session = load(tmp_path, clock).session()
     assert session.startswith("vncadmin:vncadmin:")
     assert end_of(session, f"with:colons and spaces{PASSWORD}") == f"vncadmin:vncadmin:{AT + 1800}"
 
 
 def test_without_a_login_there_is_none(tmp_path, clock):
-    assert ServerLogin.load(tmp_path, clock.seconds) is None
-    assert ServerLogin.load(tmp_path / "missing", clock.seconds) is None
-    assert ServerLogin.load(written(tmp_path, "a file") / "below", clock.seconds) is None
+    assert load(tmp_path, clock) is None
+    assert load(tmp_path / "missing", clock) is None
+    assert load(written(tmp_path, "a file") / "below", clock) is None
+
+
+def test_the_service_acts_for_users(tmp_path, clock):
+    written(tmp_path, f"serveradmin:{PASSWORD}\n")
+    login = load(tmp_path, clock)
+    assert login.session("alice") == RUBY["alice", AT + 1800]
+    assert login.session("serveradmin") == login.session()
 
 
 def test_logins_share_their_end_and_are_renewed_five_minutes_before_it(tmp_path, clock):
     written(tmp_path, f"serveradmin:{PASSWORD}")
-    login = ServerLogin.load(tmp_path, clock.seconds)
+    login = load(tmp_path, clock)
     first = login.session()
     assert end_of(first) == f"serveradmin:serveradmin:{AT + 1800}"
-    clock.advance(1499.5)
+    clock.advance(1500)
     assert login.session() == first
-    clock.advance(0.5)
-    assert end_of(login.session()) == f"serveradmin:serveradmin:{AT + 1500 + 1800}"
+    assert end_of(login.session("alice")) == f"serveradmin:alice:{AT + 1800}"
+    clock.advance(1)
+    assert end_of(login.session("alice")) == f"serveradmin:alice:{AT + 1501 + 1800}"
+    assert end_of(login.session()) == f"serveradmin:serveradmin:{AT + 1501 + 1800}"
+
+
+def test_how_long_logins_last_and_when_they_are_renewed_can_be_set(tmp_path, clock):
+    written(tmp_path, f"serveradmin:{PASSWORD}")
+    login = load(tmp_path, clock, delta=120, margin=20)
+    assert end_of(login.session()) == f"serveradmin:serveradmin:{AT + 120}"
+    clock.advance(100)
+    assert end_of(login.session()) == f"serveradmin:serveradmin:{AT + 120}"
+    clock.advance(1)
+    assert end_of(login.session()) == f"serveradmin:serveradmin:{AT + 101 + 120}"
+
+
+class Telling:
+    """A driver whose session strings tell what it was asked for."""
+
+    def refresh(self):
+        pass
+
+    def session(self, target, expires):
+        return f"{target}:{expires}"
+
+
+@given(
+    st.integers(60, 86_400),
+    st.floats(0, 1),
+    st.lists(st.floats(-90_000, 90_000, allow_nan=False), max_size=8).map(tuple),
+)
+@example(1800, 1.0, (0.5, 0.5, 0.5))
+def test_at_any_time_a_login_is_good_for_the_margin_and_no_longer_than_the_delta(delta, share, steps):
+    margin, clock = int(delta * share), Clock()
+    clock.advance(AT)
+    login = ServerLogin(Telling(), clock.seconds, expire_delta=delta, expire_margin=margin)
+    for step in (0, *steps):
+        clock.rightNow += step
+        target, end = login.session("alice").split(":")
+        assert target == "alice"
+        assert margin <= int(end) - int(clock.seconds()) <= delta
 
 
 def test_a_clock_that_is_set_back_does_not_make_a_login_live_longer(tmp_path, clock):
-    now = [AT + 3600.0]
+    clock.advance(3600)
     written(tmp_path, f"serveradmin:{PASSWORD}")
-    login = ServerLogin.load(tmp_path, lambda: now[0])
+    login = load(tmp_path, clock)
     login.session()
-    now[0] = AT
+    clock.rightNow = AT
     assert end_of(login.session()) == f"serveradmin:serveradmin:{AT + 1800}"
 
 
 def test_a_changed_password_counts_at_once(tmp_path, clock):
     written(tmp_path, "serveradmin:old")
-    login = ServerLogin.load(tmp_path, clock.seconds)
+    login = load(tmp_path, clock)
     login.session()
     written(tmp_path, f"serveradmin:{PASSWORD}")
     assert login.session() == RUBY["serveradmin", AT + 1800]
@@ -114,7 +167,7 @@ def test_a_changed_password_counts_at_once(tmp_path, clock):
 
 def test_a_file_that_goes_bad_is_logged_once_and_the_last_login_is_used_on(tmp_path, clock):
     path = written(tmp_path, f"serveradmin:{PASSWORD}")
-    login = ServerLogin.load(tmp_path, clock.seconds)
+    login = load(tmp_path, clock)
     path.write_text("unreadable-secret", encoding="utf-8")
     with capturedLogs() as events:
         assert {login.session() for _ in range(3)} == {RUBY["serveradmin", AT + 1800]}
@@ -147,12 +200,13 @@ NOBODYS_SECRET = "s3cret"
         (f"serveradmin:{NOBODYS_SECRET}\nsecond:{NOBODYS_SECRET}", "has more than one line"),
         (f"serveradmin:{NOBODYS_SECRET}\rsecond:{NOBODYS_SECRET}", "has more than one line"),
         (b"serveradmin:s3cret\xff", "is no text in UTF-8"),
+        (f"serveradmin:{NOBODYS_SECRET * 20_000}", "is longer than 65536 bytes"),
     ],
 )
 def test_a_file_without_a_login_is_refused_in_words(tmp_path, clock, content, problem):
     path = written(tmp_path, content)
     with pytest.raises(ConfigError) as refused:
-        ServerLogin.load(tmp_path, clock.seconds)
+        load(tmp_path, clock)
     assert str(refused.value).startswith(f"{path}: ")
     assert problem in str(refused.value)
     assert "'serveradmin:PASSWORD' is expected" in str(refused.value)
@@ -164,29 +218,37 @@ def test_what_is_no_readable_file_is_refused_and_not_passed_over(tmp_path, clock
     path = tmp_path / "vnctoken_auth"
     path.mkdir()
     with pytest.raises(ConfigError, match=r"vnctoken_auth: is not a regular file"):
-        ServerLogin.load(tmp_path, clock.seconds)
+        load(tmp_path, clock)
     path.rmdir()
     os.mkfifo(path)
     with pytest.raises(ConfigError, match=r"vnctoken_auth: is not a regular file"):
-        ServerLogin.load(tmp_path, clock.seconds)
+        load(tmp_path, clock)
     path.unlink()
     path.symlink_to(tmp_path / "gone")
     with pytest.raises(ConfigError, match=r"vnctoken_auth: cannot be read \(No such file or directory\)"):
-        ServerLogin.load(tmp_path, clock.seconds)
+        load(tmp_path, clock)
     path.unlink()
     path.symlink_to(path)
     with pytest.raises(ConfigError, match=r"vnctoken_auth: cannot be read \(Too many levels"):
-        ServerLogin.load(tmp_path, clock.seconds)
+        load(tmp_path, clock)
 
 
-AS_NOBODY = """
+LOADING = """
 import os, sys
 from pathlib import Path
 from vnctoken.errors import ConfigError
-from vnctoken.login import ServerLogin
+from vnctoken.login import LoginUnavailableError, ServerLogin
+
+def load(folder):
+    return ServerLogin.load("cipher", folder=folder, etc=folder, now=lambda: 0, expire_delta=1800, expire_margin=300)
+"""
+
+AS_NOBODY = f"""{LOADING}
+# He need not be able to read the packages.
+import vnctoken.auth.server_cipher, vnctoken.auth.server_x509
 os.setuid(65534)
 try:
-    ServerLogin.load(Path(sys.argv[1]), lambda: 0)
+    load(Path(sys.argv[1]))
 except ConfigError as error:
     print(error)
 """
@@ -206,10 +268,17 @@ def test_a_login_that_the_services_user_may_not_read_is_refused(closed):
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "a\nb", "a\x00b", "a\u2028b", "\ud800"])
-def test_a_name_that_would_not_stay_one_never_gets_into_a_session_string(name):
-    for user, target in ((name, "alice"), ("serveradmin", name)):
+def test_a_name_that_would_not_stay_one_never_gets_into_a_session_string(tmp_path, clock, name):
+    written(tmp_path, f"serveradmin:{PASSWORD}")
+    login = load(tmp_path, clock)
+    attempts = (
+        lambda: server_session(name, PASSWORD, "alice", AT),
+        lambda: server_session("serveradmin", PASSWORD, name, AT),
+        lambda: login.session(name),
+    )
+    for attempt in attempts:
         with pytest.raises(AuthenticationError) as refused:
-            server_session(user, PASSWORD, target, AT)
+            attempt()
         assert refused.value.code == ErrorCode.AUTHENTICATION
 
 
@@ -228,19 +297,16 @@ def test_a_session_string_has_three_parts_or_is_not_made(target, password, expir
 
 def test_the_password_is_in_no_representation(tmp_path, clock):
     written(tmp_path, f"serveradmin:{PASSWORD}")
-    login = ServerLogin.load(tmp_path, clock.seconds)
-    assert repr(login) == f"<ServerLogin of 'serveradmin' in {tmp_path}/sunstone_auth>"
+    login = load(tmp_path, clock)
+    assert repr(login) == f"<ServerLogin by <ServerCipher of 'serveradmin' in {tmp_path}/sunstone_auth>>"
     assert PASSWORD not in f"{login} {login!r}"
 
 
-WITHOUT_CRYPTOGRAPHY = """
-import sys
+WITHOUT_CRYPTOGRAPHY = f"""{LOADING}
 sys.modules["cryptography"] = None
-from pathlib import Path
-from vnctoken.login import LoginUnavailableError, ServerLogin
-print(ServerLogin.load(Path(sys.argv[1], "missing"), lambda: 0))
+print(load(Path(sys.argv[1], "missing")))
 try:
-    ServerLogin.load(Path(sys.argv[1]), lambda: 0)
+    load(Path(sys.argv[1]))
 except LoginUnavailableError as error:
     print(error)
 """

@@ -7,19 +7,19 @@ import re
 from dataclasses import replace
 
 import pytest
+from memory import Line
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, eventAsText
 
+from vnctoken.auth.server_cipher import server_session
 from vnctoken.config import Config
-from vnctoken.errors import AuthenticationError, OnedError, TokenStoreError
-from vnctoken.login import server_session
+from vnctoken.errors import AuthenticationError, TokenStoreError
 from vnctoken.oned import Oned
 from vnctoken.recheck import Recheck
 from vnctoken.rules import ConsoleRules
 from vnctoken.safexml import parse
 from vnctoken.sandbox import oned as sandbox
-from vnctoken.sandbox.calls import FaultError, decode_call
 from vnctoken.sandbox.cloud import ALICE, ONEADMIN, SERVERADMIN, Guest, demo_cloud
 from vnctoken.sandbox.lifecycle import LIVE_MIGRATE, acted_on, migrated
 from vnctoken.sandbox.publishing import event
@@ -30,42 +30,6 @@ from vnctoken.vm import VirtualMachine
 NOW = 1_790_000_000
 INTERVAL = 15
 RULES = ConsoleRules(states=Config().console_states, ports=Config().vnc_ports)
-
-
-class Line:
-    """The way to the sandbox's oned; it can be cut, and it can be slow."""
-
-    def __init__(self, oned):
-        self._oned = oned
-        self.asked = []
-        self.cut = False
-        self.slow = False
-        self.waiting = []
-
-    async def post(self, body):
-        call = decode_call(body)
-        self.asked.append(call.method)
-        if self.cut:
-            raise OnedError("oned cannot be reached")
-        answer = self._answer(call)
-        if self.slow:
-            # The answer is made, and takes its time.
-            self.waiting.append(Deferred())
-            await self.waiting[-1]
-        return answer
-
-    def _answer(self, call):
-        try:
-            return self._oned.answer(call).body
-        except FaultError as fault:
-            return fault.body
-
-    def arrive(self):
-        """Let the answers arrive that are on their way."""
-        self.slow = False
-        waiting, self.waiting = self.waiting, []
-        for deferred in waiting:
-            deferred.callback(None)
 
 
 class World:

@@ -1,36 +1,24 @@
-"""The service's own login at oned, as OpenNebula's other servers have one: `server_cipher`, AES with a shared password.
+"""The service's own login at oned, as OpenNebula's other servers have one: it acts as itself, or as any user.
 
-The password is that of the user `serveradmin`, which OpenNebula writes into `sunstone_auth`. A login is good for half
-an hour by oned's clock.
+What proves a login is the affair of a driver: `server_cipher`, a shared password, or `server_x509`, a private key.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
-import stat
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
-from vnctoken.errors import AuthenticationError, ConfigError
+from vnctoken.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LOGIN_SECONDS = 1800
-"""How long a login is good; Sunstone's `expire_delta`."""
+    from vnctoken.auth.server_driver import ServerDriver
 
-RENEWAL_SECONDS = 300
-"""How long before its end a login is replaced; Sunstone's `expire_margin`."""
-
-FILES = ("vnctoken_auth", "sunstone_auth")
-"""Where the user and password are, the first that there is."""
-
-_MAX_FILE_BYTES = 4096
-_BLOCK_BITS = 128
+CIPHER_FILES = ("vnctoken_auth", "sunstone_auth")
+"""Where the user and password of the cipher are, the first that there is."""
 
 
 class LoginUnavailableError(ConfigError):
@@ -38,56 +26,70 @@ class LoginUnavailableError(ConfigError):
 
 
 class ServerLogin:
-    """A server user's name and password, and the session strings made of them.
+    """Session strings of a server user, made by a driver.
 
-    The file is read again for each session string, so a changed password counts at once. If it cannot be read any more,
-    the user and password read last are used on: oned judges them anyway.
+    They all have the same end for `expire_delta` seconds, and a later one when less than `expire_margin` seconds are
+    left. That is the rule of OpenNebula's servers: oned starts its driver for a session string that is new to it.
+
+    The driver looks for each session string whether its files have changed, so a new password counts at once. If they
+    cannot be used any more, those read last are used on: oned judges them anyway.
     """
 
     _log = Logger()
 
-    def __init__(self, path: Path, now: Callable[[], float]) -> None:
-        self._path = path
+    def __init__(
+        self, driver: ServerDriver, now: Callable[[], float], *, expire_delta: int, expire_margin: int
+    ) -> None:
+        self._driver = driver
         self._now = now
-        self._user, self._password = _read(path)
+        self._delta = expire_delta
+        self._margin = expire_margin
         self._expires = 0
         self._trouble = False
 
     @classmethod
-    def load(cls, folder: Path, now: Callable[[], float]) -> ServerLogin | None:
-        """Return the login in a folder, None if there is none. `now` returns the seconds of the epoch by the clock.
+    def load(  # noqa: PLR0913 (where it is, and how long it lasts)
+        cls,
+        core_auth: str,
+        *,
+        folder: Path,
+        etc: Path,
+        now: Callable[[], float],
+        expire_delta: int,
+        expire_margin: int,
+    ) -> ServerLogin | None:
+        """Return the login, None if there is no file with one. `now` returns the second of the epoch by the clock.
 
-        Raises ConfigError if the file cannot be read or holds no login, and its subclass LoginUnavailableError if
-        cryptography is not installed.
+        `core_auth` is "cipher", for which a user and password are in `folder`, or "x509", for which `etc` is where
+        OpenNebula is configured. Raises ConfigError if a file cannot be read or holds no login, and its subclass
+        LoginUnavailableError if cryptography is not installed.
         """
-        for name in FILES:
-            path = folder / name
-            try:
-                path.lstat()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise ConfigError(f"{path}: cannot be read ({error.strerror}); {_EXPECTED}") from None
-            login = cls(path, now)
-            login.session()
-            return login
-        return None
+        files = [etc / "auth" / "server_x509_auth.conf"] if core_auth == "x509" else map(folder.joinpath, CIPHER_FILES)
+        path = next(filter(_is_there, files), None)
+        if path is None:
+            return None
+        driver = _driver(core_auth, path, now)
+        return cls(driver, now, expire_delta=expire_delta, expire_margin=expire_margin)
 
     def __repr__(self) -> str:
-        return f"<ServerLogin of {self._user!r} in {self._path}>"
+        return f"<ServerLogin by {self._driver!r}>"
 
-    def session(self) -> str:
-        """Return a session string for the server user himself, good for another five minutes at least."""
+    def session(self, target: str | None = None) -> str:
+        """Return a session string of the server user as himself, or as another user.
+
+        It is good for `expire_margin` seconds at least. Raises AuthenticationError for a name that cannot stand in a
+        session string.
+        """
         self._refresh()
-        now = self._now()
-        # More than LOGIN_SECONDS are left if the clock was set back; that login would live for as much longer.
-        if not RENEWAL_SECONDS < self._expires - now <= LOGIN_SECONDS:
-            self._expires = int(now) + LOGIN_SECONDS
-        return server_session(self._user, self._password, self._user, self._expires)
+        now = int(self._now())
+        # More than the delta is left if the clock was set back; that login would live for as much longer.
+        if not self._margin <= self._expires - now <= self._delta:
+            self._expires = now + self._delta
+        return self._driver.session(target, self._expires)
 
     def _refresh(self) -> None:
         try:
-            self._user, self._password = _read(self._path)
+            self._driver.refresh()
         except ConfigError as error:
             if not self._trouble:
                 self._log.warn("{reason}; the login read before is used on", reason=str(error))
@@ -96,73 +98,21 @@ class ServerLogin:
             self._trouble = False
 
 
-def server_session(user: str, password: str, target: str, expires: int) -> str:
-    """Return the session string with which a server user acts as `target` until a second of the epoch.
-
-    oned's `server_cipher` driver wants AES-256-CBC with PKCS #7 padding; key and IV are from the hexadecimal SHA-256 of
-    the password. Raises AuthenticationError for a name that cannot stand in a session string, and LoginUnavailableError
-    if cryptography is not installed.
-    """
+def _driver(core_auth: str, path: Path, now: Callable[[], float]) -> ServerDriver:
     try:
-        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415 (an extra)
-        from cryptography.hazmat.primitives.padding import PKCS7  # noqa: PLC0415 (an extra)
+        from vnctoken.auth.server_cipher import ServerCipher  # noqa: PLC0415 (cryptography is an extra)
+        from vnctoken.auth.server_x509 import ServerX509  # noqa: PLC0415 (cryptography is an extra)
     except ImportError:
         raise LoginUnavailableError("OpenNebula's server login needs cryptography: install vnctoken[login]") from None
-    if not (_is_name(user) and _is_name(target)):
-        raise AuthenticationError("A user name with a space, a colon or a control character cannot be logged in")
-    secret = hashlib.sha256(password.encode()).hexdigest().encode()
-    padder = PKCS7(_BLOCK_BITS).padder()
-    padded = padder.update(f"{user}:{target}:{expires}".encode()) + padder.finalize()
-    encryptor = Cipher(algorithms.AES(secret[:32]), modes.CBC(secret[:16])).encryptor()
-    encrypted = encryptor.update(padded) + encryptor.finalize()
-    return f"{user}:{target}:{base64.b64encode(encrypted).decode()}"
+    return ServerX509(path, now) if core_auth == "x509" else ServerCipher(path)
 
 
-_EXPECTED = (
-    "one line 'serveradmin:PASSWORD' is expected that the service's user can read, as in OpenNebula's sunstone_auth"
-)
-
-
-def _read(path: Path) -> tuple[str, str]:
-    """Return the user and password in a file. Raises ConfigError, which holds nothing of its content."""
+def _is_there(path: Path) -> bool:
+    """Whether there is a file, or something else that reading it will stumble over."""
     try:
-        user, password = _parsed(_content(path))
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-    except UnicodeDecodeError:
-        problem = "is no text in UTF-8"
-    except ValueError as error:
-        problem = str(error)
-    else:
-        return user, password
-    raise ConfigError(f"{path}: {problem}; {_EXPECTED}")
-
-
-def _content(path: Path) -> bytes:
-    # Opening a pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("is not a regular file")
-        return os.read(descriptor, _MAX_FILE_BYTES)
-    finally:
-        os.close(descriptor)
-
-
-def _parsed(content: bytes) -> tuple[str, str]:
-    text = content.decode().rstrip()
-    user, _, password = text.partition(":")
-    if not text:
-        raise ValueError("is empty")
-    if len(text.splitlines()) > 1:
-        raise ValueError("has more than one line")
-    if not password:
-        raise ValueError("has no password after a colon")
-    if not _is_name(user):
-        raise ValueError("has no user name, or one with a space or a control character")
-    return user, password
-
-
-def _is_name(text: str) -> bool:
-    """Whether a text can stand in a session string, where the colon parts, and in a log line."""
-    return text != "" and text.isprintable() and " " not in text and ":" not in text
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
