@@ -1,5 +1,6 @@
 """The configuration: two YAML files in, one frozen value or one sentence about what is wrong out."""
 
+import ipaddress
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vnctoken.accessvalues import DOORS, METHODS
 from vnctoken.addresses import write_address
 from vnctoken.config import INHERITED, Config, Locations, Source, from_mapping, load
 from vnctoken.errors import ConfigError
@@ -63,7 +65,7 @@ def complaint_about(etc, ours):
 def test_without_any_file_the_documented_defaults_are_in_effect(tmp_path):
     config, warnings = load({"ONE_LOCATION": str(tmp_path)})
     assert warnings == []
-    assert config == Config(var=tmp_path / "var", log_folder=tmp_path / "var")
+    assert config == Config(etc=tmp_path / "etc", var=tmp_path / "var", log_folder=tmp_path / "var")
     assert (config.host, config.port) == ("127.0.0.1", 2644)
     assert config.one_xmlrpc == "http://localhost:2633/RPC2"
     assert (config.one_xmlrpc_timeout, config.one_xmlrpc_connections, config.one_xmlrpc_ca) == (25, 8, None)
@@ -81,6 +83,10 @@ def test_without_any_file_the_documented_defaults_are_in_effect(tmp_path):
     assert (config.recheck_interval, config.subscriber_endpoint) == (15, "tcp://localhost:2101")
     assert (config.resolver_listen, config.reuse_window, config.verify_on_connect) == (None, 5, False)
     assert config.proxy_address == ("127.0.0.1", 29877)
+    assert (config.auth, config.core_auth, config.trusted_proxies) == (("opennebula",), "cipher", ())
+    assert (config.expire_delta, config.expire_margin) == (1800, 300)
+    assert config.auth_failures == (10, 60)
+    assert (config.permissions, config.restricted_groups, config.allowed_groups) == (frozenset(), (), ())
 
 
 def test_the_usual_places_are_opennebulas():
@@ -143,6 +149,14 @@ def test_five_keys_are_inherited_from_sunstone():
 def test_nothing_else_of_sunstones_counts_not_even_when_it_would_be_wrong_here():
     sunstone = {key: "nonsense !" for key in KEYS if key not in INHERITED} | {"port": 9869, "memcache_host": "x"}
     assert configured(sunstone) == (Config(), [])
+
+
+@pytest.mark.parametrize("key", ["auth", "core_auth", "trusted_proxies"])
+def test_sunstones_own_way_to_let_people_in_is_not_ours(etc, key):
+    """Sunstone says `:auth: x509` where it sits behind a web server; that says nothing about what is in front of us."""
+    written = {"auth": ":auth: x509", "core_auth": ":core_auth: x509", "trusted_proxies": ":trusted_proxies: 127.0.0.1"}
+    config, warnings = load_in(etc, ":port: 1\n", written[key] + "\n")
+    assert (getattr(config, key), warnings) == (getattr(Config(), key), [])
 
 
 def test_our_file_wins_over_sunstones():
@@ -218,6 +232,16 @@ def test_a_wrong_log_is_refused(log, message):
         ("one_xmlrpc_connections", 1, 1),
         ("one_xmlrpc_ca", None, None),
         ("one_xmlrpc_ca", "/etc/ssl/ca.pem", "/etc/ssl/ca.pem"),
+        ("core_auth", "x509", "x509"),
+        ("core_auth", ":cipher", "cipher"),
+        ("expire_delta", 300, 300),
+        ("expire_delta", "86400", 86400),
+        ("expire_margin", 0, 0),
+        ("expire_margin", 1800, 1800),
+        ("auth_failures", "10/min", (10, 60)),
+        ("auth_failures", "1/s", (1, 1)),
+        ("auth_failures", "3/sec", (3, 1)),
+        ("auth_failures", "999999999/hour", (999_999_999, 3600)),
         ("token_store", ":folder", "folder"),
         ("token_ttl", 0, 0),
         ("token_ttl", "60", 60),
@@ -295,6 +319,87 @@ def test_a_right_value_for_redis_counts(key, written, value):
     assert (getattr(config, key), warnings) == (value, [])
 
 
+@pytest.mark.parametrize(
+    ("written", "doors"),
+    [
+        ("opennebula", ("opennebula",)),
+        ("[opennebula, ec2]", ("opennebula", "ec2")),
+        ("[onegate, opennebula]", ("onegate", "opennebula")),
+        ("onegate", ("onegate",)),
+        # Ruby's symbols, as the family's files have them.
+        (":opennebula", ("opennebula",)),
+        ("[':opennebula', \":onegate\"]", ("opennebula", "onegate")),
+        ("\n  - :ec2\n  - opennebula", ("ec2", "opennebula")),
+    ],
+)
+def test_doors_are_one_or_a_list_of_words_or_symbols(etc, written, doors):
+    config, warnings = load_in(etc, f":auth: {written}\n")
+    assert (config.auth, warnings) == (doors, [])
+
+
+@pytest.mark.parametrize("written", ["[':opennebula', ':x509']", ":x509", "':x509'", "[x509, ':remote', basic]"])
+def test_doors_behind_a_web_server_count_where_one_is_trusted(etc, written):
+    config, warnings = load_in(etc, f":auth: {written}\n:trusted_proxies: 127.0.0.1\n")
+    assert config.auth == tuple(re.findall(r"\w+", written))
+    assert warnings == []
+
+
+def network(text):
+    return ipaddress.ip_network(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "proxies"),
+    [
+        ("", ()),
+        ("[]", ()),
+        ("127.0.0.1", (network("127.0.0.1/32"),)),
+        ("::1", (network("::1/128"),)),
+        ("[127.0.0.1, '::1']", (network("127.0.0.1/32"), network("::1/128"))),
+        ("[10.1.2.0/24, '2001:db8::/32']", (network("10.1.2.0/24"), network("2001:db8::/32"))),
+        ("10.1.0.0/255.255.0.0", (network("10.1.0.0/16"),)),
+        ("unix:/run/vnctoken/http.sock", (Path("/run/vnctoken/http.sock"),)),
+        ("[127.0.0.1, 'unix:/run/one/a b.sock']", (network("127.0.0.1/32"), Path("/run/one/a b.sock"))),
+    ],
+)
+def test_trusted_proxies_are_addresses_networks_and_sockets(etc, written, proxies):
+    config, warnings = load_in(etc, f":trusted_proxies: {written}\n")
+    assert (config.trusted_proxies, warnings) == (proxies, [])
+
+
+@pytest.mark.parametrize(
+    ("written", "off"),
+    [
+        ("\n  :vm:\n    :vnctoken: true\n", set()),
+        ("\n  :vm:\n    :vnctoken: true\n    :vnc: false\n    :vncrevoke: no\n", {"vnc", "vncrevoke"}),
+        ("\n  vm:\n    vnctokens: off\n", {"vnctokens"}),
+        ("{vm: {}}", set()),
+        ("{':vm': {':vnctokenonly': false}}", {"vnctokenonly"}),
+    ],
+)
+def test_what_is_not_switched_off_is_permitted(etc, written, off):
+    config, warnings = load_in(etc, f":permissions: {written}\n")
+    assert (config.permissions, warnings) == (off, [])
+
+
+@pytest.mark.parametrize("key", ["restricted_groups", "allowed_groups"])
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("", ()),
+        ("[]", ()),
+        ("users", ("users",)),
+        ("[oneadmin, 'Blue Team', 100]", ("oneadmin", "Blue Team", 100)),
+        ("0", (0,)),
+        ("['101', ':a:']", (101, ":a:")),
+        ("[Gäste]", ("Gäste",)),
+    ],
+)
+def test_groups_are_names_or_ids(etc, key, written, groups):
+    config, warnings = load_in(etc, f":{key}: {written}\n")
+    assert (getattr(config, key), warnings) == (groups, [])
+
+
 @pytest.mark.parametrize("written", ["/etc/one/jwt.key", ["/etc/one/jwt.key"]])
 def test_one_key_file_may_stand_by_itself(written):
     config, warnings = configured(token_store="jwt", jwt_key_files=written)
@@ -343,6 +448,11 @@ NO_ADDRESSES = (
     "a b:1",
     "a_b:1",
 )
+EVERY_DOOR = "a list of opennebula, basic, x509, remote, ec2, onegate, each once at most,"
+TRUSTED = "a list of IP addresses, networks such as 10.1.2.0/24, and unix:/PATH of sockets"
+RATE = 'so many in a second, minute or hour, such as "10/min",'
+SWITCHES = "':vm:' with 'true' or 'false' for some of vnctoken, vnctokenonly, vnc, vncrevoke, vnctokens below it"
+GROUPS = "a list of names or ids of groups"
 STATES = "a list of LCM states such as [RUNNING, UNKNOWN]"
 WRONG = [
     *[("host", value, HOST) for value in ("", "a b", "a\nb", None, 1, True, ["127.0.0.1"], "http://a", "[::1]")],
@@ -375,6 +485,117 @@ WRONG = [
     ],
     *[("one_xmlrpc_connections", value, "a whole number from 1 to 1000") for value in (0, 1001, "x")],
     *[("one_xmlrpc_ca", value, CERTIFICATES) for value in ("", 1, False, "a\0b")],
+    *[
+        ("auth", value, EVERY_DOOR)
+        for value in (
+            "",
+            [],
+            None,
+            True,
+            7,
+            "sunstone",
+            "OpenNebula",
+            "opennebula, x509",
+            "x5 09",
+            ["opennebula", "none"],
+            ["opennebula", None],
+            ["x509", ":x509"],
+            [["opennebula"]],
+            {"opennebula": True},
+        )
+    ],
+    *[("core_auth", value, "cipher or x509") for value in ("", "Cipher", "opennebula", None, True, ["cipher"], 7)],
+    *[("expire_delta", value, "a whole number from 60 to 86400") for value in (0, 59, 86401, "30m", None, True, 1e3)],
+    *[("expire_margin", value, "a whole number from 0 to 86400") for value in (-1, 86401, "5m", None, False)],
+    *[
+        ("trusted_proxies", value, TRUSTED)
+        for value in (
+            "",
+            "localhost",
+            "nginx.example.org",
+            "127.0.0.1:80",
+            "[::1]",
+            "10.1.2.3/24",
+            "10.1.2.0/33",
+            "127.1",
+            "127.0.0.01",
+            " 127.0.0.1",
+            "127.0.0.1, 10.1.2.3",
+            "*",
+            True,
+            2130706433,
+            127.0,
+            [None],
+            [["127.0.0.1"]],
+            {"127.0.0.1": 1},
+            "/run/vnctoken.sock",
+            "unix:",
+            "unix:/",
+            "unix:vnctoken.sock",
+            "unix:/" + "x" * 107,
+            b"\x7f\x00\x00\x01",
+        )
+    ],
+    *[
+        ("trusted_proxies", value, f"{TRUSTED} (this network is everybody)")
+        for value in ("0.0.0.0/0", "::/0", ["127.0.0.1", "0.0.0.0/0.0.0.0"])
+    ],
+    *[
+        ("auth_failures", value, RATE)
+        for value in (
+            "",
+            "10",
+            10,
+            0,
+            None,
+            True,
+            "0/min",
+            "000/min",
+            "-1/min",
+            "1.5/min",
+            "10/day",
+            "10 / min",
+            "10/Min",
+            "/min",
+            "10/min/",
+            "10/min\n",
+            "1000000000/min",
+            "٣/min",
+            ["10/min"],
+        )
+    ],
+    *[
+        ("permissions", value, SWITCHES)
+        for value in (
+            None,
+            True,
+            "",
+            [],
+            {},
+            ["vnctoken"],
+            {"vnctoken": False},
+            {"vm": None},
+            {"vm": False},
+            {"vm": ["vnc"]},
+            {"vm": {"vnc": "no"}},
+            {"vm": {"vnc": 0}},
+            {"vm": {"vnc": None}},
+            {"vm": {"vncrevok": False}},
+            {"vm": {"one.vm.vnc": False}},
+            {"vm": {"show": False}},
+            {"vm": {7: False}},
+            {7: {}},
+            {"vm": {}, "vnet": {}},
+            # Once each: of two switches nobody knows the one that counts.
+            {"vm": {}, ":vm": {}},
+            {"vm": {"vnc": True, ":vnc": False}},
+        )
+    ],
+    *[
+        (key, value, GROUPS)
+        for key in ("restricted_groups", "allowed_groups")
+        for value in ("", True, -1, 1.5, [None], ["users", ""], ["a\nb"], [["users"]], {"users": 1}, [False])
+    ],
     *[("token_folder_name", value, FOLDER) for value in ("", "/", ".", "..", "a/..", "a\nb", None, 7)],
     *[("token_store", value, "folder, redis or jwt") for value in ("", "file", "Redis", None, True, ["redis"])],
     *[("token_ttl", value, "a whole number from 0 to 31622400") for value in (-1, 1.5, "10m", None, True, 31622401)],
@@ -523,6 +744,17 @@ def test_a_number_of_any_length_is_a_wrong_value_like_any_other(etc, key):
     assert message.endswith("is expected")
 
 
+def test_a_door_that_is_no_door_leaves_none_open(etc):
+    """A word that is spelt wrong does not leave the doors as they were, nor the other ones in force."""
+    message = complaint_about(etc, ":auth: [opennebula, x590]\n")
+    assert message == (f"{etc}/vnctoken-server.conf: :auth: is ['opennebula', 'x590'], but {EVERY_DOOR} is expected")
+
+
+def test_a_method_by_a_number_of_any_length_is_a_wrong_value_like_any_other(etc):
+    message = complaint_about(etc, f":permissions:\n  :vm:\n    ? 0x{'f' * 5000}\n    : false\n")
+    assert message.endswith(f"but {SWITCHES} is expected")
+
+
 # Keys
 
 
@@ -616,6 +848,8 @@ def test_a_byte_order_mark_and_utf_16_are_yaml(etc):
         (":port: 2644\n? [a]\n: 1\n", 2),
         (":port: 2644\n:host: !!python/object:os.system x\n", 2),
         (":log: {:level: 3}\n", 1),
+        # For Ruby's YAML neither: in brackets symbols take quotes.
+        (":port: 2644\n:auth: [:opennebula, :x509]\n", 2),
         ("a: 1\nb\n", 3),
     ],
 )
@@ -664,12 +898,13 @@ def test_the_shipped_file_as_it_is_changes_nothing():
 
 def test_the_shipped_file_documents_every_key_with_its_default(tmp_path):
     """With every `#:key:` uncommented it is still exactly the defaults, and nobody warns."""
-    text, count = re.subn(r"(?m)^#(:\w+:)", r"\1", SHIPPED.read_text(encoding="utf-8"))
+    text = re.sub(r"(?m)^#((?:  )*:\w+:)", r"\1", SHIPPED.read_text(encoding="utf-8"))
     uncommented = tmp_path / "vnctoken-server.conf"
     uncommented.write_text(text, encoding="utf-8")
     written = yaml.safe_load(text)
     assert {key.strip(":") for key in written} == set(KEYS) - {"log"}
-    assert count == len(written)
+    assert len(re.findall(r"(?m)^:\w+:", text)) == len(written)
+    assert [*written[":permissions"][":vm"]] == [f":{method}" for method in METHODS]
     assert load({}, str(uncommented)) == (Config(), [])
 
 
@@ -693,6 +928,47 @@ def test_tokens_that_can_neither_end_nor_be_taken_back_are_refused():
     message = complaint(token_store="jwt", jwt_key_files="/etc/one/jwt.key", token_ttl=0)
     assert message.startswith("ours.conf: :token_ttl: is 0, but with :token_store: jwt")
     assert message.endswith("a number of seconds above 0 is expected")
+
+
+@pytest.mark.parametrize(("delta", "margin"), [(299, 300), (60, 86400)])
+def test_server_logins_that_would_have_to_be_renewed_before_they_are_made_are_refused(delta, margin):
+    assert complaint(expire_delta=delta, expire_margin=margin) == (
+        f"ours.conf: :expire_delta: is {delta}, but a number of seconds not below :expire_margin:, which is {margin},"
+        " is expected"
+    )
+
+
+def test_a_delta_below_the_usual_margin_is_refused_too():
+    assert ":expire_margin:, which is 300, is expected" in complaint(expire_delta=60)
+    assert configured(expire_delta=60, expire_margin=60)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("doors", "shut"),
+    [
+        (["opennebula", "x509"], "x509"),
+        ("remote", "remote"),
+        (["remote", "onegate", "basic", "ec2", "x509"], "remote, basic, x509"),
+    ],
+)
+@pytest.mark.parametrize("proxies", [None, []])
+def test_doors_that_can_open_behind_a_trusted_proxy_only_are_warned_about_where_there_is_none(doors, shut, proxies):
+    config, (warning,) = configured(auth=doors, trusted_proxies=proxies)
+    assert warning == (
+        f"ours.conf: without effect: {shut} in :auth:; they take requests that came over TLS only, as a proxy says that"
+        " :trusted_proxies: names, and it names none"
+    )
+    assert config.auth == (tuple(doors) if isinstance(doors, list) else (doors,))
+
+
+@pytest.mark.parametrize("proxy", ["127.0.0.1", "unix:/run/vnctoken/http.sock"])
+def test_every_door_can_be_open_at_once(proxy):
+    assert configured(auth=[*DOORS], trusted_proxies=proxy)[1] == []
+
+
+@pytest.mark.parametrize("doors", ["opennebula", "ec2", "onegate", ["opennebula", "ec2", "onegate"]])
+def test_doors_that_need_no_proxy_are_open_without_one(doors):
+    assert configured(auth=doors)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -757,8 +1033,19 @@ def test_the_effective_configuration_can_be_used_as_a_file(tmp_path):
         proxy_address=("::1", 29877),
         public_url="https://cloud.example.org/RPC2/vnctoken",
     )
+    doors = Config(
+        auth=("x509", "opennebula"),
+        core_auth="x509",
+        expire_delta=60,
+        expire_margin=60,
+        trusted_proxies=(network("127.0.0.1/32"), network("2001:db8::/32"), Path("/run/vnctoken/http.sock")),
+        auth_failures=(3, 3600),
+        permissions=frozenset({"vnc", "vncrevoke"}),
+        restricted_groups=("guests", 100, "no", "12345678901"),
+        allowed_groups=("Blue Team",),
+    )
     stateless = Config(token_store="jwt", jwt_key_files=("/etc/one/new.key", "/etc/one/old.key"))
-    for config in (Config(), other, stateless):
+    for config in (Config(), other, doors, stateless):
         assert round_trip(config, tmp_path) == (config, [])
 
 
@@ -771,6 +1058,9 @@ def test_the_effective_configuration_is_in_the_files_own_syntax():
     config = Config(resolver_listen=("::1", 2646), redis_servers=(("redis", 6379), ("::1", 6379)))
     written = yaml.safe_load(config.to_yaml())
     assert written[":resolver_listen"] == "[::1]:2646"
+    assert written[":auth"] == ["opennebula"]
+    assert written[":auth_failures"] == "10/min"
+    assert written[":permissions"] == {":vm": {f":{method}": True for method in METHODS}}
     assert written[":redis_servers"] == ["redis:6379", "[::1]:6379"]
     assert written[":proxy_address"] == "127.0.0.1:29877"
 
@@ -782,6 +1072,12 @@ loopback = st.ip_addresses(network="127.0.0.0/8").map(str) | st.just("::1")
 names = st.from_regex("[A-Za-z0-9_.-]{1,64}", fullmatch=True)
 paths = printable.map(lambda text: f"/{text}")
 sockets = paths.map(Path).filter(lambda path: path.name and len(str(path).encode()) <= 107)
+networks = st.builds(
+    lambda address, bits: ipaddress.ip_network((address, min(bits, address.max_prefixlen)), strict=False),
+    st.ip_addresses(),
+    st.integers(1, 128),
+)
+groups = st.integers(0) | printable.filter(lambda text: not re.fullmatch("[0-9]{1,9}", text, re.ASCII))
 configs = st.builds(
     Config,
     host=hosts,
@@ -789,6 +1085,15 @@ configs = st.builds(
     one_xmlrpc_timeout=st.integers(1, 3600) | st.floats(0.001, 3600),
     one_xmlrpc_connections=st.integers(1, 1000),
     one_xmlrpc_ca=st.none() | printable,
+    auth=st.lists(st.sampled_from(DOORS), min_size=1, unique=True).map(tuple),
+    core_auth=st.sampled_from(["cipher", "x509"]),
+    expire_delta=st.integers(3600, 86400),
+    expire_margin=st.integers(0, 3600),
+    trusted_proxies=st.lists(networks | sockets, max_size=3).map(tuple),
+    auth_failures=st.tuples(st.integers(1, 999_999_999), st.sampled_from([1, 60, 3600])),
+    permissions=st.frozensets(st.sampled_from(METHODS)),
+    restricted_groups=st.lists(groups, max_size=3).map(tuple),
+    allowed_groups=st.lists(groups, max_size=3).map(tuple),
     token_folder_name=printable.filter(lambda name: Path(name).name not in ("", "..")),
     vnc_ports=st.tuples(st.integers(1, 65535), st.integers(0, 99)).map(
         lambda pair: range(pair[0], min(pair[0] + pair[1], 65535) + 1)
@@ -844,4 +1149,7 @@ def test_whatever_the_values_are_they_make_a_configuration_or_a_clear_error(valu
         assert config.vnc_ports[0] >= 1
         assert config.console_states
         assert config.host.isprintable()
+        assert {*DOORS}.issuperset(config.auth)
+        assert config.auth
+        assert not any(getattr(proxy, "prefixlen", 1) == 0 for proxy in config.trusted_proxies)
     assert re.fullmatch(r"(ours\.conf: :\w+:.* expected)?", message, re.DOTALL)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vnctoken.config import Config
 
 _KEYS_OF_STORES = {"folder": "token_folder_name", "redis": "redis_", "jwt": "jwt_"}
+_DOORS_BEHIND_A_PROXY = ("basic", "x509", "remote")
 _KEYS_OF_THE_RESOLVER = ("reuse_window", "verify_on_connect")
 
 
@@ -24,6 +25,11 @@ def contradiction(config: Config) -> str | None:
         return (
             ":token_ttl: is 0, but with :token_store: jwt, whose tokens cannot be taken back, a number of seconds above"
             " 0 is expected"
+        )
+    if config.expire_delta < config.expire_margin:
+        return (
+            f":expire_delta: is {config.expire_delta}, but a number of seconds not below :expire_margin:, which is"
+            f" {config.expire_margin}, is expected"
         )
     return None
 
@@ -38,6 +44,11 @@ def oddities(config: Config) -> Iterator[str]:
         yield f"without effect: {idle}; there is no resolver without :resolver_listen:"
     if config.redis_ca is not None and not config.redis_tls:
         yield ":redis_ca: is set, but what goes to Redis is encrypted with ':redis_tls: yes' only"
+    if not config.trusted_proxies and (shut := [door for door in config.auth if door in _DOORS_BEHIND_A_PROXY]):
+        yield (
+            f"without effect: {', '.join(shut)} in :auth:; they take requests that came over TLS only, as a proxy says"
+            " that :trusted_proxies: names, and it names none"
+        )
     if config.token_ttl > config.token_ttl_max:
         yield (
             f":token_ttl: is {config.token_ttl}, more than :token_ttl_max:, which is {config.token_ttl_max}: who asks"

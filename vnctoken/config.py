@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from vnctoken.accessvalues import METHODS, Proxy, write_rate
 from vnctoken.addresses import write_address
 from vnctoken.combinations import contradiction, oddities
 from vnctoken.errors import ConfigError
-from vnctoken.values import PARSERS, UNSHOWN, Listener, integer, log_system, shown
+from vnctoken.valuekinds import integer, shown
+from vnctoken.values import PARSERS, UNSHOWN, Listener, log_system
 from vnctoken.vm import LCM_STATES
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ DEFAULT_CONSOLE_STATES = (
 )
 """The LCM states in which the hypervisor runs the guest, so that there is a screen to see."""
 
+DOORS_AS_SERVER = frozenset({"x509", "remote", "ec2", "onegate"})
+"""The doors behind which the service acts for users, by its own login."""
+
 INHERITED = frozenset({"one_xmlrpc", "one_xmlrpc_timeout", "debug_level", "log", "vnc_proxy_support_wss"})
 """The keys that count in sunstone-server.conf; its :host: and :port: are Sunstone's own."""
 
@@ -50,7 +55,9 @@ INHERITED = frozenset({"one_xmlrpc", "one_xmlrpc_timeout", "debug_level", "log",
 class Config:
     """The effective configuration; the attributes are the keys of the file, which documents them.
 
-    `one_xmlrpc_timeout` is in seconds, `max_request_bytes` in bytes. `var` and `log_folder` follow ONE_LOCATION.
+    `one_xmlrpc_timeout` is in seconds, `max_request_bytes` in bytes. `auth_failures` is a number and the seconds in
+    which it may be reached, `permissions` has the methods that are switched off. `etc`, `var` and `log_folder` follow
+    ONE_LOCATION.
     """
 
     host: str = "127.0.0.1"
@@ -59,6 +66,15 @@ class Config:
     one_xmlrpc_timeout: float = 25
     one_xmlrpc_connections: int = 8
     one_xmlrpc_ca: str | None = None
+    auth: tuple[str, ...] = ("opennebula",)
+    core_auth: str = "cipher"
+    expire_delta: int = 1800
+    expire_margin: int = 300
+    trusted_proxies: tuple[Proxy, ...] = ()
+    auth_failures: tuple[int, int] = (10, 60)
+    permissions: frozenset[str] = frozenset()
+    restricted_groups: tuple[str | int, ...] = ()
+    allowed_groups: tuple[str | int, ...] = ()
     token_folder_name: str = "sunstone_vnc_tokens"  # noqa: S105 (a folder's name)
     token_store: str = "folder"  # noqa: S105 (a kind of store)
     token_ttl: int = 600
@@ -88,6 +104,7 @@ class Config:
     max_connections: int = 512
     debug_level: int = 2
     log_system: str = "file"
+    etc: Path = Path("/etc/one")
     var: Path = Path("/var/lib/one")
     log_folder: Path = Path("/var/log/one")
 
@@ -96,10 +113,31 @@ class Config:
         """Where the websocket proxy reads tokens."""
         return self.var / self.token_folder_name
 
+    @property
+    def needs_login(self) -> list[str]:
+        """The settings that mean nothing unless the service has a login of its own at oned, in words."""
+        settings = [f":auth: has {door}" for door in self.auth if door in DOORS_AS_SERVER]
+        if self.verify_on_connect and self.resolver_listen is not None:
+            settings.append(":verify_on_connect: is yes")
+        return settings
+
+    @property
+    def server_login(self) -> str:
+        """Where that login is, in words."""
+        if self.core_auth == "x509":
+            return str(self.etc / "auth" / "server_x509_auth.conf")
+        return f"vnctoken_auth or sunstone_auth in {self.var / '.one'}"
+
     def to_yaml(self) -> str:
         """Return the configuration in the syntax of the file."""
         names = {number: name for name, number in LCM_STATES.items()}
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name in PARSERS}
+        values["auth"] = [*self.auth]
+        values["trusted_proxies"] = [_written(proxy) for proxy in self.trusted_proxies]
+        values["auth_failures"] = write_rate(self.auth_failures)
+        values["permissions"] = {":vm": {f":{method}": method not in self.permissions for method in METHODS}}
+        values["restricted_groups"] = [*self.restricted_groups]
+        values["allowed_groups"] = [*self.allowed_groups]
         values["vnc_ports"] = f"{self.vnc_ports[0]}:{self.vnc_ports[-1]}"
         values["console_states"] = [names.get(state, state) for state in sorted(self.console_states)]
         values["resolver_listen"] = _written(self.resolver_listen)
@@ -157,7 +195,7 @@ def from_mapping(ours: Source, sunstone: Source, at: Locations) -> tuple[Config,
     inherited = {key: value for key, value in sunstone.values.items() if key in INHERITED}
     settings = _parsed(Source(sunstone.name, inherited)) | _parsed(ours)
     warnings = [_unknown(key, ours.name) for key in ours.values if key not in PARSERS and key != "log"]
-    config = Config(**settings, var=at.var, log_folder=at.log)
+    config = Config(**settings, etc=at.etc, var=at.var, log_folder=at.log)
     if (problem := contradiction(config)) is not None:
         raise ConfigError(f"{ours.name}: {problem}")
     return config, [*warnings, *(f"{ours.name}: {oddity}" for oddity in oddities(config))]
@@ -225,10 +263,16 @@ def _checked(file: str, key: str, value: Any, parse: Callable[[Any], Any]) -> An
         raise ConfigError(f"{file}: {key} is {given}, but {error} is expected") from None
 
 
-def _written(listener: Listener | None) -> str | None:
-    if isinstance(listener, Path):
-        return f"unix:{listener}"
-    return None if listener is None else write_address(listener)
+def _written(value: Listener | Proxy | None) -> str | None:
+    match value:
+        case None:
+            return None
+        case Path():
+            return f"unix:{value}"
+        case tuple():
+            return write_address(value)
+        case _:
+            return str(value)
 
 
 def _unknown(key: str, file: str) -> str:
