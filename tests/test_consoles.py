@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from callers import admission, caller
 from memory import MemoryStore
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -60,7 +61,7 @@ def consoles_of(oned, tokens, *, ports=range(5900, 65536), states=CONSOLE_STATES
     rules = ConsoleRules(states=states, ports=ports)
     terms = Terms(**{"ttl": 600, "ttl_max": 3600, "resolved": False, "wss": False} | terms)
     witness = Presence(oned, lambda: SERVICE, rules) if presence else None
-    return Consoles(oned, tokens, rules=rules, terms=terms, now=lambda: NOW, presence=witness)
+    return Consoles(admission(oned), tokens, rules=rules, terms=terms, now=lambda: NOW, presence=witness)
 
 
 def result_of(coroutine):
@@ -76,7 +77,7 @@ def result_of(coroutine):
 def opening(answer, *, tokens=None, **more):
     """Return the Deferred of VM 7's console."""
     consoles = consoles_of(MemoryOned(answer), MemoryStore() if tokens is None else tokens, **more)
-    return Deferred.fromCoroutine(consoles.open("alice:secret", 7))
+    return Deferred.fromCoroutine(consoles.open(caller("alice:secret"), 7))
 
 
 def opened(vm=RUNNING, **more):
@@ -107,7 +108,7 @@ def test_a_running_vm_has_a_console_and_its_token_is_kept():
 
 def test_oned_is_asked_with_the_callers_own_session():
     oned = MemoryOned(RUNNING)
-    result_of(consoles_of(oned, MemoryStore()).open("alice:a:b", 7))
+    result_of(consoles_of(oned, MemoryStore()).open(caller("alice:a:b"), 7))
     assert oned.questions == [("alice:a:b", 7)]
 
 
@@ -295,7 +296,7 @@ def test_whoever_goes_away_while_oned_is_asked_leaves_no_token():
 def granted(options, **terms):
     """Return what a token is good for that was asked for with these options."""
     tokens = MemoryStore()
-    result_of(consoles_of(MemoryOned(RUNNING), tokens, **terms).open("alice:secret", 7, options))
+    result_of(consoles_of(MemoryOned(RUNNING), tokens, **terms).open(caller("alice:secret"), 7, options))
     (grant,) = tokens.grants
     return grant
 
@@ -315,14 +316,14 @@ def test_tokens_for_one_use_or_one_address_are_for_services_that_can_keep_that()
     for options in (Options(single_use=True), Options(client="203.0.113.9")):
         oned, tokens = MemoryOned(RUNNING), MemoryStore()
         with pytest.raises(ActionError, match="single_use and client need a resolver"):
-            result_of(consoles_of(oned, tokens).open("alice:secret", 7, options))
+            result_of(consoles_of(oned, tokens).open(caller("alice:secret"), 7, options))
         assert (oned.questions, tokens.kept) == ([], {})
 
 
 @pytest.mark.parametrize(("session", "user"), [("alice:secret", "alice"), ("no-colon", ""), ("a b:c", "a?b")])
 def test_a_token_knows_whose_it_is(session, user):
     tokens = MemoryStore()
-    result_of(consoles_of(MemoryOned(RUNNING), tokens).open(session, 7))
+    result_of(consoles_of(MemoryOned(RUNNING), tokens).open(caller(session), 7))
     assert tokens.grants[0].user == user
 
 
@@ -333,35 +334,37 @@ def with_tokens(count, answer=RUNNING, vm_id=7):
     """Return consoles, their store, and the tokens of a VM."""
     tokens = MemoryStore()
     consoles = consoles_of(MemoryOned(RUNNING), tokens)
-    issued = [result_of(consoles.open("alice:secret", vm_id)).token for _ in range(count)]
+    issued = [result_of(consoles.open(caller("alice:secret"), vm_id)).token for _ in range(count)]
     return consoles_of(MemoryOned(answer), tokens), tokens, issued
 
 
 def test_whoever_may_open_the_console_takes_all_its_tokens_back():
     consoles, tokens, _ = with_tokens(3)
-    other = result_of(consoles_of(MemoryOned(replace(RUNNING, port="5901")), tokens).open("bob:secret", 8)).token
-    assert result_of(consoles.revoke("alice:secret", 7)) == 3
+    other = result_of(
+        consoles_of(MemoryOned(replace(RUNNING, port="5901")), tokens).open(caller("bob:secret"), 8)
+    ).token
+    assert result_of(consoles.revoke(caller("alice:secret"), 7)) == 3
     assert tokens.kept.keys() == {digest(other)}
 
 
 @pytest.mark.parametrize("called", [str, fingerprint, lambda token: fingerprint(token).upper()])
 def test_one_token_is_taken_back_by_itself_or_by_its_fingerprint(called):
     consoles, tokens, (first, second) = with_tokens(2)
-    assert result_of(consoles.revoke("alice:secret", 7, called(first))) == 1
+    assert result_of(consoles.revoke(caller("alice:secret"), 7, called(first))) == 1
     assert tokens.kept.keys() == {digest(second)}
-    assert result_of(consoles.revoke("alice:secret", 7, called(first))) == 0
+    assert result_of(consoles.revoke(caller("alice:secret"), 7, called(first))) == 0
 
 
 @pytest.mark.parametrize("called", ["", "0", "c", lambda token: digest(token)[:7], digest, lambda token: token[:8]])
 def test_what_names_no_token_takes_none_back(called):
     consoles, tokens, (token,) = with_tokens(1)
-    assert result_of(consoles.revoke("alice:secret", 7, called(token) if callable(called) else called)) == 0
+    assert result_of(consoles.revoke(caller("alice:secret"), 7, called(token) if callable(called) else called)) == 0
     assert len(tokens.kept) == 1
 
 
 def test_the_tokens_of_a_vm_that_is_off_are_taken_back_as_well():
     consoles, tokens, _ = with_tokens(1, replace(RUNNING, state=8, lcm_state=0))
-    assert result_of(consoles.revoke("alice:secret", 7)) == 1
+    assert result_of(consoles.revoke(caller("alice:secret"), 7)) == 1
     assert tokens.kept == {}
 
 
@@ -371,9 +374,9 @@ def test_the_tokens_of_a_vm_that_is_off_are_taken_back_as_well():
 def test_who_may_not_open_the_console_neither_takes_back_nor_sees_its_tokens(error):
     consoles, tokens, (token,) = with_tokens(1, error)
     for asked in (
-        consoles.revoke("eve:secret", 7),
-        consoles.revoke("eve:secret", 7, token),
-        consoles.tokens("eve:secret", 7),
+        consoles.revoke(caller("eve:secret"), 7),
+        consoles.revoke(caller("eve:secret"), 7, token),
+        consoles.tokens(caller("eve:secret"), 7),
     ):
         with pytest.raises(type(error)):
             result_of(asked)
@@ -382,9 +385,9 @@ def test_who_may_not_open_the_console_neither_takes_back_nor_sees_its_tokens(err
 
 def test_the_live_tokens_of_a_vm_are_told():
     consoles, _, issued = with_tokens(2)
-    live = result_of(consoles.tokens("alice:secret", 7))
+    live = result_of(consoles.tokens(caller("alice:secret"), 7))
     assert [one.fingerprint for one in live] == [fingerprint(token) for token in issued]
-    assert result_of(consoles.tokens("alice:secret", 8)) == []
+    assert result_of(consoles.tokens(caller("alice:secret"), 8)) == []
 
 
 # Two VMs at one host and port
@@ -395,10 +398,10 @@ GONE = NoExistsError("[one.vm.info] Error getting virtual machine [7].")
 def claimed(seven, *, presence, eight=RUNNING):
     """Open VM 8's console where VM 7's tokens lead, VM 7 being like this now; return VM 7's tokens that are left."""
     tokens = MemoryStore()
-    result_of(consoles_of(MemoryOned(RUNNING), tokens).open("alice:secret", 7))
-    result_of(consoles_of(MemoryOned(replace(RUNNING, port="5901")), tokens).open("alice:secret", 7))
+    result_of(consoles_of(MemoryOned(RUNNING), tokens).open(caller("alice:secret"), 7))
+    result_of(consoles_of(MemoryOned(replace(RUNNING, port="5901")), tokens).open(caller("alice:secret"), 7))
     consoles = consoles_of(MemoryOned({7: seven, 8: eight}), tokens, presence=presence)
-    result_of(consoles.open("bob:secret", 8))
+    result_of(consoles.open(caller("bob:secret"), 8))
     return [grant.port for grant in tokens.grants if grant.vm_id == 7]
 
 
@@ -421,7 +424,7 @@ def test_a_vm_with_spice_to_which_sunstone_gave_a_token_is_in_the_way_as_well():
     result_of(tokens.issue(Grant(7, "dummy-host-1", 5900, NOW, 600)))
     oned = MemoryOned({7: replace(RUNNING, graphics_type="SPICE"), 8: RUNNING})
     with pytest.raises(ActionError, match="VM 8 and VM 7 both claim port 5900"):
-        result_of(consoles_of(oned, tokens, presence=True).open("bob:secret", 8))
+        result_of(consoles_of(oned, tokens, presence=True).open(caller("bob:secret"), 8))
 
 
 @pytest.mark.parametrize("trouble", [OnedError("down"), AuthenticationError("expired"), AuthorizationError("no")])
@@ -435,13 +438,13 @@ def test_without_a_login_of_the_services_own_the_later_vm_has_the_place():
 
 def test_a_vm_does_not_stand_in_its_own_way():
     consoles, tokens, _ = with_tokens(2)
-    result_of(consoles.open("alice:secret", 7))
+    result_of(consoles.open(caller("alice:secret"), 7))
     assert len(tokens.kept) == 3
 
 
 def test_the_other_vm_is_asked_for_with_the_services_own_login():
     tokens = MemoryStore()
-    result_of(consoles_of(MemoryOned(RUNNING), tokens).open("alice:secret", 7))
+    result_of(consoles_of(MemoryOned(RUNNING), tokens).open(caller("alice:secret"), 7))
     oned = MemoryOned({7: GONE, 8: RUNNING})
-    result_of(consoles_of(oned, tokens, presence=True).open("bob:secret", 8))
+    result_of(consoles_of(oned, tokens, presence=True).open(caller("bob:secret"), 8))
     assert oned.questions == [("bob:secret", 8), (SERVICE, 7)]

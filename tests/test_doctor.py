@@ -30,9 +30,8 @@ from wsclient import screen
 from vnctoken.checks import FAIL, OK, SKIP, WARN, check_extras, check_folder
 from vnctoken.config import Config, load
 from vnctoken.doctor import NAMES, Collaborators, Doctor
-from vnctoken.login import ServerLogin
 from vnctoken.readers import token_options
-from vnctoken.service import make_oned, make_store
+from vnctoken.service import make_login, make_oned, make_store
 from vnctoken.tokens import PROBE_VM_ID
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Installation:
         collaborators = Collaborators(
             oned=lambda: make_oned(config, reactor),
             store=lambda: make_store(config, reactor),
-            login=lambda: ServerLogin.load(config.var / ".one", time.time),
+            login=lambda: make_login(config),
             now=time.time,
             user=os.geteuid(),
         )
@@ -336,7 +335,8 @@ def test_warnings_are_no_failure(installation):
         ({"token_store": "redis", "redis_tls": True}, "OpenSSL", "tls", FAIL),
         ({"token_store": "jwt"}, "jwcrypto", "jwt", FAIL),
         ({}, "cryptography", "login", WARN),
-        ({"verify_on_connect": True}, "cryptography", "login", FAIL),
+        ({"verify_on_connect": True, "resolver_listen": ("127.0.0.1", 2647)}, "cryptography", "login", FAIL),
+        ({"auth": ("opennebula", "onegate")}, "cryptography", "login", FAIL),
         ({}, "zmq", "events", WARN),
     ],
 )

@@ -8,6 +8,7 @@ import xmlrpc.client
 from itertools import count
 
 import pytest
+from callers import CLIENT, admission, entrance, http_request
 from lxml import etree
 from memory import MemoryStore
 from twisted.internet.defer import CancelledError, Deferred
@@ -33,7 +34,6 @@ from vnctoken.vm import VirtualMachine
 
 SECRET, VM_PASSWORD, TOKENS = "hunter2", "s3cr3tpw", "c0ffee"
 SESSION = f"alice:{SECRET}"
-CLIENT = "192.0.2.7"
 OPENING_METHODS = ["one.vm.vnctoken", "one.vm.vnctokenonly", "one.vm.vnc"]
 CONSOLE_METHODS = [*OPENING_METHODS, "one.vm.vncrevoke", "one.vm.vnctokens"]
 SYSTEM_METHODS = ["system.listMethods", "system.methodHelp", "system.methodSignature", "system.multicall"]
@@ -79,15 +79,15 @@ class MemoryConsoles:
         self.tokens_issued = []
         self._numbers = count()
 
-    async def _asked(self, session, vm_id):
-        self.asked.append((session, vm_id))
+    async def _asked(self, caller, vm_id):
+        self.asked.append((caller.session, vm_id))
         if isinstance(self.answer, BaseException):
             raise self.answer
         if self.answer is not None:
             await self.answer[vm_id]
 
-    async def open(self, session, vm_id, options):
-        await self._asked(session, vm_id)
+    async def open(self, caller, vm_id, options):
+        await self._asked(caller, vm_id)
         self.options.append(options)
         console = {
             "vm_id": vm_id,
@@ -103,13 +103,13 @@ class MemoryConsoles:
         self.tokens_issued.append(console["token"])
         return Console(**console | self.more)
 
-    async def revoke(self, session, vm_id, token=None):
-        await self._asked(session, vm_id)
+    async def revoke(self, caller, vm_id, token=None):
+        await self._asked(caller, vm_id)
         self.revoked.append(token)
         return 2
 
-    async def tokens(self, session, vm_id):
-        await self._asked(session, vm_id)
+    async def tokens(self, caller, vm_id):
+        await self._asked(caller, vm_id)
         grant = Grant(vm_id, "dummy-host-1", 5900, 1795316218.7, 600, "alice", single_use=True, client="2001:db8::1")
         forever = Grant(vm_id, "dummy-host-1", 5900, 1795316219.2, 0)
         return [LiveToken("60ae576c" * 8, grant, used=1795316230.9), LiveToken("0123abcd" * 8, forever)]
@@ -117,8 +117,8 @@ class MemoryConsoles:
 
 def answering(body, consoles=None, clock=None):
     """Return the Deferred of an answer."""
-    rpc = Rpc(consoles or MemoryConsoles(), clock or Clock())
-    return Deferred.fromCoroutine(rpc.answer(body, CLIENT))
+    rpc = Rpc(consoles or MemoryConsoles(), entrance(), clock or Clock())
+    return Deferred.fromCoroutine(rpc.answer(http_request(body)))
 
 
 def result_of(deferred):
@@ -706,7 +706,7 @@ RUNNING = VirtualMachine(
 def consoles_of(oned, tokens):
     terms = Terms(ttl=600, ttl_max=3600, resolved=False, wss=False)
     rules = ConsoleRules(states={3}, ports=range(5900, 5901))
-    return Consoles(oned, tokens, rules=rules, terms=terms, now=lambda: 0)
+    return Consoles(admission(oned), tokens, rules=rules, terms=terms, now=lambda: 0)
 
 
 def given_up(body):

@@ -269,8 +269,8 @@ def test_without_a_login_of_its_own_the_service_says_what_is_off(started, tmp_pa
         started()
     (warning,) = warnings_in(events)
     assert warning == (
-        "oned is not asked whether tokens outlive their consoles (:recheck_interval:): there is neither vnctoken_auth"
-        f" nor sunstone_auth in {tmp_path / '.one'}"
+        "oned is not asked whether tokens outlive their consoles (:recheck_interval:): there is no vnctoken_auth or"
+        f" sunstone_auth in {tmp_path / '.one'}"
     )
     with capturedLogs() as events:
         started(recheck_interval=0)

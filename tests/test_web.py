@@ -7,6 +7,7 @@ import xmlrpc.client
 from dataclasses import dataclass
 
 import pytest
+from callers import entrance
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -15,6 +16,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs, eventAsText
 from twisted.python.failure import Failure
 
+from vnctoken.auth.proxies import TrustedProxies
 from vnctoken.consoles import Console
 from vnctoken.httpserver import MAX_HEADER_BYTES, MAX_HEADERS, REQUEST_SECONDS
 from vnctoken.rpc import Rpc
@@ -34,8 +36,9 @@ class Answers:
         self.waiting = []
         self.cancelled = 0
 
-    async def answer(self, body, client):
-        self.questions.append((body, client))
+    async def answer(self, request):
+        body = request.body
+        self.questions.append((body, request.client))
         if not self.at_once:
             self.waiting.append(Deferred())
             try:
@@ -114,7 +117,9 @@ class World:
     def __init__(self, answers=None, *, max_connections=10):
         self.clock = Clock()
         self.answers = answers or Answers()
-        self.site = RpcSite(self.answers, self.clock, max_connections=max_connections, max_request_bytes=LIMIT)
+        self.site = RpcSite(
+            self.answers, self.clock, TrustedProxies([]), max_connections=max_connections, max_request_bytes=LIMIT
+        )
 
     def connect(self, *, stuck=False):
         wire = Wire(stuck=stuck)
@@ -606,7 +611,7 @@ class Stubborn:
     def __init__(self, result):
         self.result = result
 
-    async def answer(self, body, client):
+    async def answer(self, request):
         try:
             await Deferred()
         except CancelledError:
@@ -638,7 +643,7 @@ class Counting:
         self.asked = 0
         self.written = 0
 
-    async def open(self, session, vm_id, options):
+    async def open(self, caller, vm_id, options):
         self.asked += 1
         await Deferred()
         self.written += 1
@@ -647,7 +652,7 @@ class Counting:
 
 def test_the_client_that_leaves_while_oned_is_asked_gets_no_token_and_one_line_in_the_log(events):
     consoles = Counting()
-    client = World(Rpc(consoles, Clock())).connect()
+    client = World(Rpc(consoles, entrance(), Clock())).connect()
     client.send(request(xmlrpc.client.dumps(("alice:secret", 7), "one.vm.vnctoken").encode()))
     assert consoles.asked == 1
     client.hang_up()
@@ -660,7 +665,7 @@ def test_the_client_that_leaves_while_oned_is_asked_gets_no_token_and_one_line_i
 
 def test_the_client_that_leaves_during_a_multicall_gets_no_token_and_one_line_per_call():
     consoles = Counting()
-    client = World(Rpc(consoles, Clock())).connect()
+    client = World(Rpc(consoles, entrance(), Clock())).connect()
     calls = [{"methodName": "one.vm.vnctoken", "params": ["alice:secret", vm_id]} for vm_id in (7, 8, 9)]
     with capturedLogs() as events:
         client.send(request(xmlrpc.client.dumps((calls,), "system.multicall").encode()))
@@ -678,7 +683,7 @@ def test_an_unexpected_error_is_a_500_without_its_text_and_the_connection_goes_o
     class Broken:
         broken = True
 
-        async def answer(self, body, client):
+        async def answer(self, request):
             if not at_once:
                 await later
             if self.broken:

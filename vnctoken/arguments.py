@@ -30,10 +30,12 @@ class Options:
 
 
 def read_session(arguments: Sequence[Value]) -> str:
-    """Return the first argument, a session string; raise ApiError if it is none."""
+    """Return the first argument, a session string, or the empty one; raise ApiError if it is neither."""
     match arguments:
         case []:
             raise ApiError("Argument 1 is missing: the session, a non-empty string, is expected")
+        case ["", *_]:
+            return ""
         case [str(text), *_] if session := text.rstrip():
             # People paste the one_auth file with its line end.
             return session

@@ -81,8 +81,8 @@ def _needed(config: Config) -> Iterator[tuple[str, str, bool]]:
             yield "tls", "which :redis_tls: takes", True
     if config.token_store == "jwt":  # noqa: S105
         yield "jwt", "which :token_store: jwt takes", True
-    if config.verify_on_connect:
-        yield "login", "which :verify_on_connect: takes", True
+    if needed := config.needs_login:
+        yield "login", f"without which nothing goes, as {' and '.join(needed)}", True
     if config.token_store == "jwt":  # noqa: S105
         return
     if config.recheck_interval:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vnctoken.arguments import Options, quoted
+from vnctoken.arguments import Options
 from vnctoken.errors import ActionError, OnedError, TokenStoreError
 from vnctoken.links import console_link
 from vnctoken.tokens import FINGERPRINT_DIGITS, Grant, digest
@@ -13,7 +13,8 @@ from vnctoken.tokens import FINGERPRINT_DIGITS, Grant, digest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vnctoken.oned import Oned
+    from vnctoken.auth import Caller
+    from vnctoken.auth.admission import Admission
     from vnctoken.presence import Presence
     from vnctoken.rules import ConsoleRules
     from vnctoken.tokens import LiveToken, TokenStore
@@ -59,7 +60,7 @@ class Consoles:
 
     def __init__(  # noqa: PLR0913 (what it works with)
         self,
-        oned: Oned,
+        admission: Admission,
         tokens: TokenStore,
         *,
         rules: ConsoleRules,
@@ -67,17 +68,22 @@ class Consoles:
         now: Callable[[], float],
         presence: Presence | None = None,
     ) -> None:
-        self._oned = oned
+        self._admission = admission
         self._tokens = tokens
         self._rules = rules
         self._terms = terms
         self._now = now
         self._presence = presence
 
-    async def open(self, session: str, vm_id: int, options: Options = Options()) -> Console:  # noqa: B008 (it is frozen)
+    async def open(
+        self,
+        caller: Caller,
+        vm_id: int,
+        options: Options = Options(),  # noqa: B008 (it is frozen)
+    ) -> Console:
         """Return a console of the VM, with a token that the websocket proxy accepts from now on.
 
-        Raises what `Oned.vm_info`, `ConsoleRules.target` and `TokenStore.issue` raise, and ActionError if another live
+        Raises what `Admission.vm_info`, `ConsoleRules.target` and `TokenStore.issue` raise, and ActionError if another live
         VM is at the same host and port, or if an option cannot be kept here.
         """
         if (options.single_use or options.client) and not self._terms.resolved:
@@ -85,25 +91,25 @@ class Consoles:
                 "The options single_use and client need a resolver, and a store that can keep them (:resolver_listen:,"
                 " :token_store:), which this service does not have; ask for a token without them"
             )
-        vm = await self._oned.vm_info(session, vm_id)
+        vm = await self._admission.vm_info(caller, vm_id)
         host, port = self._rules.target(vm)
         try:
             await self._make_room(vm_id, host, port)
         except TokenStoreError as error:
             raise TokenStoreError(f"Cannot create VNC proxy token. {error}") from error
         ttl = self._terms.ttl if options.ttl is None else min(options.ttl, self._terms.ttl_max)
-        grant = Grant(vm_id, host, port, self._now(), ttl, user_name(session), options.single_use, options.client)
+        grant = Grant(vm_id, host, port, self._now(), ttl, caller.user, options.single_use, options.client)
         token = await self._tokens.issue(grant)
         terms = self._terms
         url = terms.link and console_link(terms.link, vm_id=vm_id, host=host, port=port, token=token)
         return Console(vm_id, host, vm.graphics_type, port, vm.listen, vm.password, terms.wss, token, ttl, url)
 
-    async def revoke(self, session: str, vm_id: int, token: str | None = None) -> int:
+    async def revoke(self, caller: Caller, vm_id: int, token: str | None = None) -> int:
         """Take back the VM's tokens, or the one that is given, itself or by its fingerprint; return how many.
 
-        Whoever may open the console may do so. Raises as `Oned.vm_info` and `TokenStore.revoke` do.
+        Whoever may open the console may do so. Raises as `Admission.vm_info` and `TokenStore.revoke` do.
         """
-        await self._oned.vm_info(session, vm_id)
+        await self._admission.vm_info(caller, vm_id)
         if token is None:
             return await self._tokens.revoke(vm_id)
         live = await self._tokens.live(vm_id)
@@ -114,9 +120,9 @@ class Consoles:
         )
         return await self._tokens.revoke(vm_id, wanted)
 
-    async def tokens(self, session: str, vm_id: int) -> list[LiveToken]:
-        """Return the VM's live tokens. Raises as `Oned.vm_info` and `TokenStore.live` do."""
-        await self._oned.vm_info(session, vm_id)
+    async def tokens(self, caller: Caller, vm_id: int) -> list[LiveToken]:
+        """Return the VM's live tokens. Raises as `Admission.vm_info` and `TokenStore.live` do."""
+        await self._admission.vm_info(caller, vm_id)
         return await self._tokens.live(vm_id)
 
     async def _make_room(self, vm_id: int, host: str, port: int) -> None:
@@ -141,15 +147,3 @@ class Consoles:
         except OnedError:
             # The caller's VM is there, as oned has just said; of the other one nothing is known.
             return False
-
-
-def user_name(session: str) -> str:
-    """Return the user's name in a session string, fit for a log line.
-
-    It is "" if there is no colon: all of the session may be a secret then.
-    """
-    name, colon, _ = session.partition(":")
-    if not colon:
-        return ""
-    shown = "".join(c if c.isprintable() and not c.isspace() else "?" for c in name)
-    return quoted(shown)

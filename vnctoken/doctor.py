@@ -152,7 +152,7 @@ class Doctor:
         store, look_at_store = self._store_in_words()
         return {
             "oned": _Step(self._oned, config.one_xmlrpc, "systemctl status opennebula; compare :one_xmlrpc:"),
-            "login": _Step(self._server_login, str(self._logins), f"ls -l {self._logins}"),
+            "login": _Step(self._server_login, config.server_login, "look who may read that file, and what is in it"),
             "store": _Step(self._token_store, store, look_at_store),
             "proxy": _Step(self._proxy, proxy, proxy_unit, PROXY_SECONDS),
             "resolver": _Step(self._resolver, resolver_in_words(config), unit, RESOLVER_SECONDS),
@@ -161,10 +161,6 @@ class Doctor:
         }
 
     # oned
-
-    @property
-    def _logins(self) -> Path:
-        return self._config.var / ".one"
 
     async def _oned(self) -> Check:
         try:
@@ -184,20 +180,21 @@ class Doctor:
         return Check("oned", OK, f"{self._config.one_xmlrpc} answers; {told}")
 
     async def _server_login(self) -> Check:
-        vital = self._config.verify_on_connect
+        vital = bool(self._config.needs_login)
         rechecked = self._config.recheck_interval and self._config.token_store != "jwt"  # noqa: S105 (a kind of store)
         if not (rechecked or vital):
-            return Check("login", SKIP, "none is needed: nothing is rechecked, and :verify_on_connect: is no")
+            return Check("login", SKIP, "none is needed: nothing is rechecked, and no door in :auth: takes one")
         if isinstance(self._login_problem, LoginUnavailableError) and not vital:
             return Check("login", WARN, f"{self._login_problem}; until then, tokens outlive their VM's console")
         if self._login_problem is not None:
             raise self._login_problem
         if self._login is None:
+            missed = " and ".join(self._config.needs_login) or "tokens outlive their VM's console"
             return Check(
                 "login",
                 FAIL if vital else WARN,
-                f"there is no server login in {self._logins}, so tokens outlive their VM's console",
-                f"write serveradmin:PASSWORD into {self._logins}/vnctoken_auth, readable for its owner alone",
+                f"there is no {self._config.server_login}, but {missed}",
+                "write serveradmin:PASSWORD into vnctoken_auth there, readable for its owner alone",
             )
         if not self._oned_answers:
             return Check("login", SKIP, "not tried, as oned does not answer")
@@ -205,11 +202,11 @@ class Doctor:
             return Check(
                 "login",
                 FAIL,
-                f"oned refuses the server login in {self._logins}",
+                f"oned refuses the server login in {self._config.server_login}",
                 "compare oneuser show serveradmin: its driver has to be server_cipher; oneuser passwd --sha256"
                 " serveradmin PASSWORD, with the password in the file, makes them agree",
             )
-        return Check("login", OK, f"oned accepts the server login in {self._logins}")
+        return Check("login", OK, f"oned accepts the server login in {self._config.server_login}")
 
     # The store, and those who read it
 

@@ -241,7 +241,8 @@ class BoundedSite(http.HTTPFactory):
         self._max_connections = max_connections
         self._channels: set[_BoundedChannel] = set()
         self._full = False
-        self._drained: Deferred[None] | None = None
+        # More than one, as several listeners may have one site.
+        self._draining: list[Deferred[None]] = []
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Return the protocol of a new connection."""
@@ -258,9 +259,10 @@ class BoundedSite(http.HTTPFactory):
     def forget(self, channel: _BoundedChannel) -> None:
         """Take note of a connection that has ended."""
         self._channels.discard(channel)
-        if self._drained is not None and not self._channels:
-            drained, self._drained = self._drained, None
-            drained.callback(None)
+        if not self._channels:
+            draining, self._draining = self._draining, []
+            for drained in draining:
+                drained.callback(None)
 
     async def drain(self, seconds: float) -> None:
         """End the connections that are idle, and the others after their answers; after so many seconds, at once."""
@@ -269,11 +271,12 @@ class BoundedSite(http.HTTPFactory):
             channel.stop()
         if not self._channels:
             return
-        self._drained = Deferred()
+        drained: Deferred[None] = Deferred()
+        self._draining.append(drained)
         try:
-            await self._drained.addTimeout(seconds, self.reactor)
+            await drained.addTimeout(seconds, self.reactor)
         except DeferredTimeoutError:
-            self._drained = None
+            self._draining.remove(drained)
             self._log.warn("{n} calls were cut off: they took longer to finish", n=len(self._channels))
             for channel in list(self._channels):
                 channel.transport.abortConnection()

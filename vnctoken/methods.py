@@ -13,9 +13,12 @@ from vnctoken.tokens import fingerprint
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from vnctoken.auth import Caller
     from vnctoken.consoles import Console, Consoles
     from vnctoken.tokens import LiveToken
     from vnctoken.wire import Value
+
+    Action = Callable[[Consoles, Caller, int, Sequence[Value]], Awaitable["Outcome"]]
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ConsoleMethod(Method):
-    """A method about a VM's console, of a session and a VM; it reads the arguments after these two by itself."""
+    """A method about a VM's console, of a caller and a VM; it reads the arguments after these two by itself."""
 
-    carry_out: Callable[[Consoles, str, int, Sequence[Value]], Awaitable[Outcome]]
+    carry_out: Action
 
 
 def as_struct(console: Console) -> dict[str, Any]:
@@ -103,21 +106,21 @@ def as_entry(live: LiveToken) -> dict[str, Any]:
     }
 
 
-def _opening(render: Callable[[Console], Any]) -> Callable[[Consoles, str, int, Sequence[Value]], Awaitable[Outcome]]:
-    async def carry_out(consoles: Consoles, session: str, vm_id: int, arguments: Sequence[Value]) -> Outcome:
-        console = await consoles.open(session, vm_id, read_options(arguments))
+def _opening(render: Callable[[Console], Any]) -> Action:
+    async def carry_out(consoles: Consoles, caller: Caller, vm_id: int, arguments: Sequence[Value]) -> Outcome:
+        console = await consoles.open(caller, vm_id, read_options(arguments))
         return Outcome(render(console), f"token={fingerprint(console.token)}")
 
     return carry_out
 
 
-async def _revoke(consoles: Consoles, session: str, vm_id: int, arguments: Sequence[Value]) -> Outcome:
-    count = await consoles.revoke(session, vm_id, read_token(arguments))
+async def _revoke(consoles: Consoles, caller: Caller, vm_id: int, arguments: Sequence[Value]) -> Outcome:
+    count = await consoles.revoke(caller, vm_id, read_token(arguments))
     return Outcome(count, f"revoked={count}")
 
 
-async def _list(consoles: Consoles, session: str, vm_id: int, _arguments: Sequence[Value]) -> Outcome:
-    live = await consoles.tokens(session, vm_id)
+async def _list(consoles: Consoles, caller: Caller, vm_id: int, _arguments: Sequence[Value]) -> Outcome:
+    live = await consoles.tokens(caller, vm_id)
     return Outcome([as_entry(one) for one in live], f"tokens={len(live)}")
 
 

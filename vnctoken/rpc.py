@@ -13,17 +13,23 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger, LogLevel
 
 from vnctoken.arguments import quoted, read_session, read_vm_id
-from vnctoken.consoles import user_name
-from vnctoken.errors import ApiError, ErrorCode, OnedError, TokenStoreError, VnctokenError
+from vnctoken.auth import OPENNEBULA
+from vnctoken.auth.entrance import Visit, shown, user_name
+from vnctoken.errors import ApiError, AuthorizationError, ErrorCode, OnedError, TokenStoreError, VnctokenError
 from vnctoken.methods import CONSOLE_METHODS, SYSTEM_METHODS, Method
 from vnctoken.wire import Fault, FaultCode, MethodCall, Value, read_call, write_answer
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from twisted.internet.interfaces import IReactorTime
 
+    from vnctoken.auth import HttpRequest
+    from vnctoken.auth.entrance import Entrance
     from vnctoken.consoles import Consoles
 
 # What an operator must look at, as against what a caller did wrong.
+_PREFIX = "one.vm."
 _TROUBLE = frozenset({ErrorCode.INTERNAL, ErrorCode.ALLOCATE})
 
 
@@ -40,49 +46,57 @@ class _Entry:
 
 
 class Rpc:
-    """The XML-RPC interface, without HTTP. The clock is for the log's milliseconds."""
+    """The XML-RPC interface, without HTTP. The clock is for the log's milliseconds.
+
+    The methods that are `switched_off` are named without their `one.vm.`.
+    """
 
     _log = Logger()
 
-    def __init__(self, consoles: Consoles, clock: IReactorTime) -> None:
+    def __init__(
+        self, consoles: Consoles, entrance: Entrance, clock: IReactorTime, switched_off: Container[str] = ()
+    ) -> None:
         self._consoles = consoles
+        self._entrance = entrance
+        self._switched_off = switched_off
         self._clock = clock
 
-    async def answer(self, body: bytes, client: str) -> bytes:
-        """Return the body of the answer to a request's body; `client` is the caller's address, for the log.
+    async def answer(self, request: HttpRequest) -> bytes:
+        """Return the body of the answer to a request.
 
         Cancelling stops the work: then no token is written.
         """
         try:
-            value = await self._carry_out(read_call(body), client)
+            value = await self._carry_out(read_call(request.body), Visit(self._entrance, request))
         except Fault as fault:
-            self._log.info("{client} fault code={code}", client=client, code=fault.faultCode)
+            self._log.info("{client} fault code={code}", client=request.client, code=fault.faultCode)
             value = fault
         return write_answer(value)
 
-    async def _carry_out(self, call: MethodCall, client: str) -> Any:
+    async def _carry_out(self, call: MethodCall, visit: Visit) -> Any:
         if call.method == "system.multicall":
-            return await self._multicall(call, client)
+            return await self._multicall(call, visit)
         if call.method in SYSTEM_METHODS:
             value = _introspected(call)
-            self._log.info("{line} code=0x0000", line=self._line(_Entry(call.method, client, self._clock.seconds())))
+            entry = _Entry(call.method, visit.client, self._clock.seconds())
+            self._log.info("{line} code=0x0000", line=self._line(entry))
             return value
-        return await self._open(call, client)
+        return await self._open(call, visit)
 
-    async def _multicall(self, call: MethodCall, client: str) -> list[Any]:
+    async def _multicall(self, call: MethodCall, visit: Visit) -> list[Any]:
         if not call.arguments or not isinstance(call.arguments[0], list):
             raise Fault(FaultCode.INVALID_PARAMETERS, "system.multicall: an array of calls is expected")
         # All at once: a portal that lists VMs waits for the slowest. The bound is oned's queue.
-        entries = [Deferred.fromCoroutine(self._entry(entry, client)) for entry in call.arguments[0]]
+        entries = [Deferred.fromCoroutine(self._entry(entry, visit)) for entry in call.arguments[0]]
         answers = await DeferredList(entries, consumeErrors=True)
         # An entry fails in one way only: it was cancelled, as the client went away.
         return [answer if success else answer.raiseException() for success, answer in answers]
 
-    async def _entry(self, entry: Value, client: str) -> Any:
+    async def _entry(self, entry: Value, visit: Visit) -> Any:
         try:
             match entry:
                 case {"methodName": str(method), "params": [*arguments]} if method != "system.multicall":
-                    return [await self._carry_out(MethodCall(method, arguments), client)]
+                    return [await self._carry_out(MethodCall(method, arguments), visit)]
             raise Fault(
                 FaultCode.INVALID_PARAMETERS,
                 "system.multicall: each call is a struct of methodName, other than system.multicall, and params",
@@ -90,12 +104,13 @@ class Rpc:
         except Fault as fault:
             return {"faultCode": fault.faultCode, "faultString": fault.faultString}
 
-    async def _open(self, call: MethodCall, client: str) -> list[Any]:
+    async def _open(self, call: MethodCall, visit: Visit) -> list[Any]:
         """Carry out a console method and log the call, in one line."""
         # A name that is not ours stays out of the log: who mixes up arguments may have put his session there.
-        entry = _Entry(call.method if call.method in CONSOLE_METHODS else "unknown", client, self._clock.seconds())
+        name = call.method if call.method in CONSOLE_METHODS else "unknown"
+        entry = _Entry(name, visit.client, self._clock.seconds())
         try:
-            result = await self._console(call, entry)
+            result = await self._console(call, entry, visit)
         except CancelledError:
             self._log.info("{line} cancelled: the client went away", line=self._line(entry))
             raise
@@ -116,14 +131,19 @@ class Rpc:
         self._log.info("{line} code=0x0000 {note}", line=self._line(entry), note=entry.note)
         return [True, result, int(ErrorCode.SUCCESS)]
 
-    async def _console(self, call: MethodCall, entry: _Entry) -> Any:
+    async def _console(self, call: MethodCall, entry: _Entry, visit: Visit) -> Any:
         method = CONSOLE_METHODS.get(call.method)
         if method is None:
             raise ApiError(f"Unknown method '{quoted(call.method)}'. Expected {json.dumps([*CONSOLE_METHODS])}")
+        if (short := call.method.removeprefix(_PREFIX)) in self._switched_off:
+            raise AuthorizationError(f"{call.method} is switched off here (:permissions: :vm: :{short}:)")
         session = read_session(call.arguments)
         entry.user = user_name(session) or "-"
         entry.vm_id = vm_id = read_vm_id(call.arguments)
-        outcome = await method.carry_out(self._consoles, session, vm_id, call.arguments)
+        caller = await visit.caller(session)
+        if caller.door != OPENNEBULA:
+            entry.user = f"{shown(caller.user)} door={caller.door}"
+        outcome = await method.carry_out(self._consoles, caller, vm_id, call.arguments)
         entry.note = outcome.note
         return outcome.result
 

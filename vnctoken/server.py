@@ -22,8 +22,7 @@ from vnctoken.config import load
 from vnctoken.doctor import Collaborators, Doctor, not_examined
 from vnctoken.errors import ConfigError
 from vnctoken.log import logs_to_stderr, start_logging
-from vnctoken.login import ServerLogin
-from vnctoken.service import make_oned, make_service, make_store
+from vnctoken.service import make_login, make_oned, make_service, make_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -132,7 +131,7 @@ def _run_doctor(config: Config, warnings: Sequence[str], report: Callable[[Check
     collaborators = Collaborators(
         oned=lambda: make_oned(config, reactor),
         store=lambda: make_store(config, reactor),
-        login=lambda: ServerLogin.load(config.var / ".one", time.time),
+        login=lambda: make_login(config),
         now=time.time,
         user=os.geteuid(),
     )

@@ -9,8 +9,15 @@ from urllib.parse import urlsplit
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from vnctoken.auth import OPENNEBULA
+from vnctoken.auth.admission import Admission, GroupRules
+from vnctoken.auth.entrance import Entrance
+from vnctoken.auth.guessing import Guessing
+from vnctoken.auth.proxies import TrustedProxies
+from vnctoken.auth.users import UserPool
 from vnctoken.consoles import Consoles, Terms
 from vnctoken.errors import ConfigError, OnedError
 from vnctoken.events import Events
@@ -32,6 +39,7 @@ from vnctoken.web import ResolverSite, RpcSite
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from vnctoken.auth import Door
     from vnctoken.config import Config
     from vnctoken.tokens import LiveToken, TokenStore
 
@@ -87,6 +95,14 @@ def make_service(config: Config, reactor: Any) -> ConsoleService:
     oned = make_oned(config, reactor)
     rules = ConsoleRules(states=config.console_states, ports=config.vnc_ports)
     login = _server_login(config)
+    guessing = Guessing(reactor, *config.auth_failures)
+    entrance = Entrance(
+        _doors(config, reactor, oned, login),
+        guessing,
+        sessions=OPENNEBULA in config.auth,
+        strict=bool(config.trusted_proxies),
+    )
+    groups = GroupRules(oned, restricted=config.restricted_groups, allowed=config.allowed_groups)
     presence = None if login is None else Presence(oned, login.session, rules)
     terms = Terms(
         ttl=config.token_ttl,
@@ -95,10 +111,12 @@ def make_service(config: Config, reactor: Any) -> ConsoleService:
         wss=config.vnc_proxy_support_wss,
         link=config.console_url,
     )
-    consoles = Consoles(oned, store, rules=rules, terms=terms, now=now, presence=presence)
+    admission = Admission(oned, guessing, groups)
+    consoles = Consoles(admission, store, rules=rules, terms=terms, now=now, presence=presence)
     site = RpcSite(
-        Rpc(consoles, reactor),
+        Rpc(consoles, entrance, reactor, config.permissions),
         reactor,
+        TrustedProxies([proxy for proxy in config.trusted_proxies if not isinstance(proxy, Path)]),
         max_connections=config.max_connections,
         max_request_bytes=config.max_request_bytes,
     )
@@ -107,6 +125,11 @@ def make_service(config: Config, reactor: Any) -> ConsoleService:
     )
     watchers = _watchers(config, reactor, store=store, oned=oned, login=login, rules=rules)
     service = ConsoleService(calls, store, watchers)
+    for proxy in config.trusted_proxies:
+        if isinstance(proxy, Path):
+            ListenerService(
+                site, reactor, proxy, setting=":trusted_proxies:", drain_seconds=SHUTDOWN_SECONDS
+            ).setServiceParent(service)
     if config.resolver_listen is not None:
         # Without a login `_server_login` has not let a service begin that promises to verify.
         verify = _verify(presence) if config.verify_on_connect and presence else None
@@ -132,7 +155,41 @@ def make_oned(config: Config, reactor: Any) -> Oned:
         reactor,
         timeout=config.one_xmlrpc_timeout,
         connections=config.one_xmlrpc_connections,
+        aside=lambda work: deferToThreadPool(reactor, reactor.getThreadPool(), work),
     )
+
+
+def _doors(config: Config, reactor: Any, oned: Oned, login: ServerLogin | None) -> list[Door]:
+    """Build the doors of `:auth:`. Each module is imported when it is wanted, as some need an extra."""
+    doors: list[Door] = []
+    users = UserPool(oned, login.session, reactor).users if login else None
+    for name in config.auth:
+        if name == "basic":
+            from vnctoken.auth.basic import BasicDoor  # noqa: PLC0415
+
+            doors.append(BasicDoor(oned))
+        if login is None or users is None:
+            continue  # `_server_login` has not let a service begin that needs one
+        match name:
+            case "x509":
+                from vnctoken.auth.x509 import X509Door  # noqa: PLC0415
+
+                doors.append(X509Door(users=users, session=login.session, now=time.time))
+            case "remote":
+                from vnctoken.auth.remote import RemoteDoor  # noqa: PLC0415
+
+                doors.append(RemoteDoor(users=users, session=login.session))
+            case "ec2":
+                from vnctoken.auth.ec2 import Ec2Door  # noqa: PLC0415
+
+                host = config.public_url and urlsplit(config.public_url).netloc
+                doors.append(Ec2Door(users=users, session=login.session, now=time.time, clock=reactor, host=host))
+            case "onegate":
+                from vnctoken.auth.onegate import OneGateDoor  # noqa: PLC0415
+
+                own = login.session
+                doors.append(OneGateDoor(oned=oned, users=users, own_session=own, session=login.session))
+    return doors
 
 
 def make_store(config: Config, reactor: Any) -> TokenStore:
@@ -145,6 +202,18 @@ def make_store(config: Config, reactor: Any) -> TokenStore:
             return JwtStore(config.jwt_key_files, time.time)
     return TokenFolder(
         config.token_folder, reactor, epoch(reactor), ttl=config.token_ttl, tokens_per_vm=config.tokens_per_vm
+    )
+
+
+def make_login(config: Config) -> ServerLogin | None:
+    """Build the service's own login at oned, None if there is none. Raises ConfigError if it cannot be used."""
+    return ServerLogin.load(
+        config.core_auth,
+        folder=config.var / ".one",
+        etc=config.etc,
+        now=time.time,
+        expire_delta=config.expire_delta,
+        expire_margin=config.expire_margin,
     )
 
 
@@ -185,14 +254,13 @@ def _password(path: Path) -> str:
 
 def _server_login(config: Config) -> ServerLogin | None:
     """Return the service's own login at oned; where there is none, say what is off without it."""
-    folder = config.var / ".one"
     try:
-        login = ServerLogin.load(folder, time.time)
-        problem = f"there is neither vnctoken_auth nor sunstone_auth in {folder}"
+        login = make_login(config)
+        problem = f"there is no {config.server_login}"
     except ConfigError as error:
         login, problem = None, str(error)
-    if login is None and config.verify_on_connect and config.resolver_listen is not None:
-        raise ConfigError(f":verify_on_connect: is yes, which needs a login of the service's own at oned: {problem}")
+    if login is None and (needed := config.needs_login):
+        raise ConfigError(f"{' and '.join(needed)}, which needs a login of the service's own at oned: {problem}")
     if login is None and config.recheck_interval:
         _log.warn("oned is not asked whether tokens outlive their consoles (:recheck_interval:): {why}", why=problem)
     return login

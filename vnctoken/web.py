@@ -8,10 +8,12 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.web import http
 
+from vnctoken.auth import HttpRequest
 from vnctoken.errors import VnctokenError
 from vnctoken.httpserver import Answer, BoundedRequest, BoundedSite
 
 if TYPE_CHECKING:
+    from vnctoken.auth.proxies import TrustedProxies
     from vnctoken.resolver import Resolver
     from vnctoken.rpc import Rpc
 
@@ -23,9 +25,12 @@ _TOKEN_PATH = b"/token/"
 class RpcSite(BoundedSite):
     """The XML-RPC endpoint. POST, and GET with a body for some clients of old."""
 
-    def __init__(self, rpc: Rpc, reactor: Any, *, max_connections: int, max_request_bytes: int) -> None:
+    def __init__(
+        self, rpc: Rpc, reactor: Any, proxies: TrustedProxies, *, max_connections: int, max_request_bytes: int
+    ) -> None:
         super().__init__(self._answer, reactor, max_connections=max_connections, max_request_bytes=max_request_bytes)
         self._rpc = rpc
+        self._proxies = proxies
 
     async def _answer(self, request: BoundedRequest) -> Answer:
         """Lead every path that starts with /RPC2 to the XML-RPC side; an extra slash before it is forgiven."""
@@ -34,7 +39,21 @@ class RpcSite(BoundedSite):
         if request.method not in (b"POST", b"GET"):
             allowed = ((b"Allow", b"GET, POST"),)
             return Answer(b"XML-RPC calls are POSTs\n", status=http.NOT_ALLOWED, headers=allowed)
-        body = await self._rpc.answer(request.content.read(), request.getClientAddress().host)
+        headers = request.requestHeaders
+        # A Unix socket's other end has no host.
+        origin = self._proxies.origin(getattr(request.getClientAddress(), "host", None), headers)
+        body = await self._rpc.answer(
+            HttpRequest(
+                request.method,
+                request.uri,
+                headers,
+                request.content.read(),
+                origin.client,
+                origin.trusted,
+                origin.secure,
+                origin.presumed,
+            )
+        )
         return Answer(body, b"text/xml; charset=utf-8")
 
 
