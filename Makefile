@@ -103,7 +103,7 @@ install-environment: install-places
 
 install-files: install-places
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants' \
-	    '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(DOCDIR)/docs' '$(DESTDIR)$(dir $(CONF))' '$(DESTDIR)$(dir $(LOGROTATE))'
+	    '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(SHAREDIR)/one' '$(DESTDIR)$(DOCDIR)/docs' '$(DESTDIR)$(dir $(CONF))' '$(DESTDIR)$(dir $(LOGROTATE))'
 # -I: neither the current directory nor PYTHON* variables have a say in what runs.
 	set -e; for command in server:server websockify:proxy; do \
 	    file='$(DESTDIR)$(PREFIX)/bin/vnctoken-'$${command%:*}; \
@@ -118,6 +118,7 @@ install-files: install-places
 	done
 	ln -sfn ../vnctoken.service '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service'
 	install -m 0644 nginx/*.conf '$(DESTDIR)$(SHAREDIR)/nginx'
+	install -m 0644 etc/one/tproxy-vnctoken.yaml etc/one/secgroup-vnctoken.tmpl '$(DESTDIR)$(SHAREDIR)/one'
 	install -m 0644 README.md CHANGELOG.md LICENSE '$(DESTDIR)$(DOCDIR)'
 	install -m 0644 $(wildcard docs/*.md docs/*.png) '$(DESTDIR)$(DOCDIR)/docs'
 # Files somebody may have changed are replaced only where they are still as shipped; of that a copy is kept in SHAREDIR.

@@ -84,6 +84,8 @@ def test_everything_is_where_the_readme_says(installed):
         "share/vnctoken/nginx/vnctoken.conf",
         "share/vnctoken/nginx/opennebula-rpc.conf",
         "share/vnctoken/nginx/console.conf",
+        "share/vnctoken/one/tproxy-vnctoken.yaml",
+        "share/vnctoken/one/secgroup-vnctoken.tmpl",
         "share/vnctoken/vnctoken-server.conf",
         "share/vnctoken/vnctoken-websockify.env",
         "share/vnctoken/logrotate",
