@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import secrets
@@ -12,20 +13,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from authorities import DAY, Authority
 from conftest import ROOT, START_SECONDS, Service, free_port, tokens_in, vnctoken_server
+from cryptography.hazmat.primitives.asymmetric import rsa
 from webservers import (
+    CERTIFICATES,
     CLOSED,
     HOST,
     SERVERS,
     TOKEN_OF_VM_0,
     VERSION,
     Upstreams,
+    asserted,
+    certificate_in,
+    forged,
+    open_folder,
     recorder,
+    set_to,
     tls_handshake,
     until,
     web_server,
 )
 from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen, websockify
+
+from vnctoken.auth import ASSERTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +73,40 @@ CONSOLE_SHORT = {
     "lighttpd": (("idle = 43200", "idle = 2"),),
     # Apache takes the longer of this and Timeout, 300 s in Debian.
     "apache": (("ServerTokens Prod", "Timeout 1"), ("timeout=43200", "timeout=2")),
+}
+# What switches on logins at the web server, by the names and passwords in a file, or by one name and hash.
+LOGIN = "remy@EXAMPLE.ORG", "secret"
+HASHED = "$2y$04$Z4xm./h3qY6tlDa.jKaGQOw3yZOHOLqAuY6n/uoNRv1Quq7AE.WRC"
+LOGINS = {
+    "nginx": (
+        ("#auth_basic ", "auth_basic "),
+        ("#auth_basic_user_file /etc/nginx/vnctoken.htpasswd", "auth_basic_user_file {}"),
+        ('#proxy_set_header Authorization ""', 'proxy_set_header Authorization ""'),
+        ("#proxy_set_header X-Auth-Username", "proxy_set_header X-Auth-Username"),
+    ),
+    "apache": (
+        ("#AuthType", "AuthType"),
+        ("#AuthName", "AuthName"),
+        ("#AuthUserFile /etc/apache2/vnctoken.htpasswd", "AuthUserFile {}"),
+        ("#Require", "Require"),
+        ("#RequestHeader", "RequestHeader"),
+    ),
+    "caddy": (
+        ("#basicauth {\n\t\t#\txenia HASH\n\t\t#}", "basicauth {{\nremy@EXAMPLE.ORG {}\n}}"),
+        ('header_up -X-Auth-Username\n\t\t\t# For the door "remote"', '# For the door "remote"'),
+        ("#header_up X-Auth-Username {", "header_up X-Auth-Username {{"),
+        ("#header_up -Authorization", "header_up -Authorization"),
+    ),
+}
+# What puts a Unix socket in place of the service's port, 2.
+SOCKETS = {
+    "nginx": (
+        ("        proxy_pass http://127.0.0.1:2;\n", ""),
+        ("#proxy_pass http://unix:/run/vnctoken/proxy.sock", "proxy_pass http://unix:{}"),
+    ),
+    "lighttpd": (('"host" => "127.0.0.1", "port" => 2,', '"host" => "{}",'),),
+    "apache": (('"http://127.0.0.1:2"', '"unix:{}|http://localhost"'),),
+    "caddy": (("reverse_proxy 127.0.0.1:2 {", "reverse_proxy unix/{} {{"),),
 }
 # How long an answer of the service may take, made a second.
 SERVICE_SHORT = {
@@ -217,6 +262,11 @@ def test_what_is_no_websocket_is_told_so(front):
     assert front.request("GET", "/websockify?token=x").status == 405
 
 
+def basic(password):
+    """Return what HTTP Basic makes of a password of alice's."""
+    return base64.b64encode(f"alice:{password}".encode()).decode()
+
+
 def unlucky(front, token):
     """Ask in every way that goes wrong, with a token in it."""
     query = f"path=websockify%3Ftoken%3D{token}"
@@ -231,6 +281,9 @@ def unlucky(front, token):
         assert front.request("GET", path, headers=referer).status >= 400
     assert front.request("GET", f"/novnc/vnc.html?{query}", headers=referer, secure=False).status == 301
     assert front.request("POST", "/RPC2", VERSION, XML, secure=False).status == 403
+    credentials = {"Authorization": f"Basic {basic(token)}", "X-ONEGATE-TOKEN": token, "X-SSL-Client-Cert": token}
+    answer = front.request("POST", f"/RPC2/vnctoken?Signature={token}", VERSION, {**XML, **credentials})
+    assert answer.status in {200, 502, 503}
     host = f"Host: {HOST}\r\nConnection: close\r\n".encode()
     address = f"/websockify?token={token}".encode()
     for request in (
@@ -255,7 +308,7 @@ def test_nothing_that_the_server_writes_holds_a_token_or_a_session(server, behin
         written = front.written
     assert re.search(r"POST\b.*/RPC2/vnctoken", written), written
     assert re.search(r"GET\b.*/websockify\b", written), written
-    for secret in (token, wrong, *SESSION.split(":")):
+    for secret in (token, wrong, basic(wrong), *SESSION.split(":")):
         assert secret not in written
 
 
@@ -268,7 +321,7 @@ def test_nor_does_it_while_all_is_down_behind_it_which_it_says(server):
         front.process.stop()
         written = front.written
     assert re.search(DOWN[server], written), written
-    for secret in (token, *SESSION.split(":")):
+    for secret in (token, basic(token), *SESSION.split(":")):
         assert secret not in written
 
 
@@ -345,18 +398,86 @@ def test_bodies_are_bounded(server):
     assert all(length <= limits[path] for path, _, length in seen)
 
 
+# A header that is named there is for the next hop alone, so that some servers take it away, be it their own.
+CONNECTIONS = ("close", *ASSERTIONS, f"close, x-a, {', '.join(ASSERTIONS)}")
+
+
 def test_programs_behind_learn_who_called_and_clients_cannot_lie_about_it(server):
-    lies = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "http", "Connection": "keep-alive, x-a"}
+    """Whatever says who a client is and where he is, is written by the web server, or by nobody."""
     with recorder() as (port, seen), web_server(server, Upstreams(port, port, port)) as front:
         for path in ("/RPC2/x", "/RPC2/vnctoken"):
-            assert front.request("POST", path, b"body", lies).status == 200
-    assert [path for path, _, _ in seen] == ["/RPC2", "/RPC2/vnctoken"]
+            for named in CONNECTIONS:
+                assert front.status(forged(path, f"Connection: {named}")) == 200
+    assert {path for path, _, _ in seen} == {"/RPC2", "/RPC2/vnctoken"}
     for _, headers, _ in seen:
-        assert headers.get_all("X-Forwarded-For") == ["127.0.0.1"]
-        assert headers.get_all("X-Forwarded-Proto") == ["https"]
+        assert asserted(headers) == {"X-Forwarded-For": ["127.0.0.1"], "X-Forwarded-Proto": ["https"]}
         assert headers.get_all("Host") == [HOST]
         assert headers["Content-Length"] == "4"
         assert "x-a" not in headers.get("Connection", "")
+
+
+@pytest.mark.parametrize("server", CERTIFICATES)
+def test_a_client_certificate_is_passed_on_if_it_is_of_the_right_authority_and_valid(server, tmp_path):
+    ours, others = Authority(tmp_path), Authority(tmp_path, "others")
+    names = [f"host-{number}.department.example.org" for number in range(100)]
+    large = ours.issue(key=rsa.generate_private_key(65537, 4096), names=names)
+    bad = [others.issue(), ours.issue(expires=-DAY)]
+    changes = set_to(CERTIFICATES[server], ours.file)
+    with recorder() as (port, seen), web_server(server, Upstreams(port, port, port), changes) as front:
+        for certificate in (ours.issue(), large):
+            assert front.status(forged("/RPC2/vnctoken"), client=certificate.file) == 200
+            (value,) = asserted(seen.pop()[1])["X-SSL-Client-Cert"]
+            assert certificate_in(value) == certificate.der
+            assert front.status(forged("/RPC2"), client=certificate.file) == 200
+            assert "X-SSL-Client-Cert" not in asserted(seen.pop()[1]), "oned has no use for it"
+        for certificate in bad:
+            # Without an answer, or with one that says why.
+            assert front.status(forged("/RPC2/vnctoken"), client=certificate.file) in {0, 400}
+        assert not seen
+        assert front.status(forged("/RPC2/vnctoken")) == 200
+        assert {*asserted(seen.pop()[1])} == {"X-Forwarded-For", "X-Forwarded-Proto"}
+
+
+@pytest.mark.parametrize("server", LOGINS)
+def test_a_name_that_the_web_server_has_checked_is_passed_on_and_its_password_is_not(server):
+    name, password = LOGIN
+    with contextlib.ExitStack() as stack:
+        users = stack.enter_context(open_folder("users")) / "htpasswd"
+        users.write_text(f"{name}:{HASHED}\n", encoding="utf-8")
+        changes = set_to(LOGINS[server], HASHED if server == "caddy" else users)
+        port, seen = stack.enter_context(recorder())
+        front = stack.enter_context(web_server(server, Upstreams(port, port, port), changes))
+        for wrong in ("X-Nothing: x", "Authorization: Basic " + base64.b64encode(f"{name}:wrong".encode()).decode()):
+            assert front.status(forged("/RPC2/vnctoken", wrong)) == 401
+        assert not seen
+        right = base64.b64encode(f"{name}:{password}".encode()).decode()
+        assert front.status(forged("/RPC2/vnctoken", f"Authorization: Basic {right}")) == 200
+    ((_, headers, _),) = seen
+    assert asserted(headers)["X-Auth-Username"] == [name]
+    assert {*asserted(headers)} == {"X-Forwarded-For", "X-Forwarded-Proto", "X-Auth-Username"}
+    assert "Authorization" not in headers
+
+
+def test_the_service_can_be_behind_its_unix_socket(server):
+    with open_folder("service") as folder, recorder(folder / "proxy.sock") as (_, seen):
+        changes = set_to(SOCKETS[server], folder / "proxy.sock")
+        with web_server(server, Upstreams(1, 2, 3), changes) as front:
+            assert front.status(forged("/RPC2/vnctoken/x?y=z")) == 200
+    ((path, headers, _),) = seen
+    assert path == "/RPC2/vnctoken/x?y=z"
+    assert asserted(headers) == {"X-Forwarded-For": ["127.0.0.1"], "X-Forwarded-Proto": ["https"]}
+    assert headers.get_all("Host") == [HOST]
+
+
+def test_credentials_of_the_clients_own_arrive_as_they_were_sent(server):
+    own = {"Authorization": "Basic YWxpY2U6c2VjcmV0", "X-ONEGATE-TOKEN": "Zm9v+/==", "X-ONEGATE-VMID": "7"}
+    own |= {"X-Amz-Date": "20300101T000000Z", "Host": f"{HOST}:8443"}
+    path = "/RPC2/vnctoken?Signature=a%2Bb%2F%3D&Timestamp=2030-01-01T00%3A00%3A00Z"
+    with recorder() as (port, seen), web_server(server, Upstreams(port, port, port)) as front:
+        assert front.request("POST", path, b"body", own).status == 200
+    ((arrived, headers, _),) = seen
+    assert arrived == path
+    assert {name: headers[name] for name in own} == own
 
 
 def test_every_module_of_novnc_is_javascript_and_asked_for_again_after_an_update(front):

@@ -12,7 +12,18 @@ from conftest import ROOT, free_port, program
 from test_resolver import resolver
 from test_resolver import websockify as asking_websockify
 from test_shipped_nginx import Nginx, write_configuration
-from webservers import HOST, Front, Upstreams, make_certificate, nginx, recorder, web_server, write_nginx_main
+from webservers import (
+    HOST,
+    Front,
+    Upstreams,
+    asserted,
+    forged,
+    make_certificate,
+    nginx,
+    recorder,
+    web_server,
+    write_nginx_main,
+)
 from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen, websockify
 
 from vnctoken.tokens import fingerprint
@@ -86,6 +97,16 @@ def test_just_websockets_are_upgraded(upgrade, connection):
     ((path, headers, _),) = seen
     assert path == "/websockify?token=x"
     assert headers.get_all("Connection") == [connection]
+
+
+def test_no_client_says_who_he_is_where_headers_with_an_underscore_are_let_through_either():
+    changes = [("server_tokens off;", "server_tokens off; underscores_in_headers on;")]
+    with recorder() as (port, seen), web_server("nginx", Upstreams(port, port, port), changes) as front:
+        for path in ("/RPC2", "/RPC2/vnctoken"):
+            assert front.status(forged(path)) == 200
+    for _, headers, _ in seen:
+        assert asserted(headers) == {"X-Forwarded-For": ["127.0.0.1"], "X-Forwarded-Proto": ["https"]}
+    assert len(seen) == 2
 
 
 # What is in front of "auth_request" and the next line until the operator has a resolver.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
+import re
+import secrets
+import socket
 import ssl
 import subprocess
 import xmlrpc.client
@@ -11,10 +15,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, START_SECONDS, free_port, ipv6_loopback, program, running, tokens_in, vnctoken_server
+from authorities import DAY, Authority
+from conftest import (
+    ROOT,
+    START_SECONDS,
+    Running,
+    free_port,
+    ipv6_loopback,
+    program,
+    running,
+    tokens_in,
+    vnctoken_server,
+)
 from webservers import (
     TOKEN_OF_VM_0,
     VERSION,
+    asserted,
+    certificate_in,
+    forged,
     make_certificate,
     recorder,
     replaced,
@@ -23,6 +41,8 @@ from webservers import (
     wait_for_port,
     write_nginx_main,
 )
+
+from vnctoken.auth import ASSERTIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +55,7 @@ class Nginx:
     folder: Path
     vnctoken_port: int = 0
     opennebula_port: int = 0
+    process: Running | None = None
 
     @property
     def certificate(self):
@@ -57,6 +78,18 @@ class Nginx:
     def access_log(self):
         return "".join(path.read_text(encoding="utf-8") for path in self.folder.glob("*.access.log"))
 
+    def status(self, port, request, client=None):
+        """Return the status of the answer to the bytes of a request; `client` has a certificate and its key."""
+        trust = self.trust
+        if client is not None:
+            trust.load_cert_chain(client)
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS) as plain,
+            trust.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(request)
+            return int(connection.makefile("rb").readline().split(b" ")[1])
+
     def request(self, port, path, body=b"", headers=(), host="127.0.0.1"):
         """Return status and body of one https POST."""
         connection = http.client.HTTPSConnection(host, port, timeout=START_SECONDS, context=self.trust)
@@ -66,8 +99,14 @@ class Nginx:
             return answer.status, answer.read()
 
 
-def write_configuration(nginx, vnctoken_upstream, oned_upstream, names=("vnctoken", "opennebula-rpc")):
-    """Write a configuration around the shipped files, in which just ports and paths are others; return its path."""
+NAMES = ("vnctoken", "opennebula-rpc")
+
+
+def write_configuration(nginx, vnctoken_upstream, oned_upstream, names=NAMES, changes=()):
+    """Write a configuration around the shipped files, in which just ports and paths are others; return its path.
+
+    `changes` are further replacements, each of something that every one of the files says.
+    """
     folder = nginx.folder
     certificate = (
         ("/etc/ssl/certs/{}.pem", str(folder / "certificate.pem")),
@@ -92,20 +131,21 @@ def write_configuration(nginx, vnctoken_upstream, oned_upstream, names=("vnctoke
     }
     for name in names:
         text = (ROOT / "nginx" / f"{name}.conf").read_text(encoding="utf-8")
-        (folder / f"{name}.conf").write_text(replaced(text, shipped[name]), encoding="utf-8")
+        (folder / f"{name}.conf").write_text(replaced(text, (*shipped[name], *changes)), encoding="utf-8")
     return write_nginx_main(folder, names)
 
 
 @contextlib.contextmanager
-def nginx_front(folder, vnctoken_upstream, oned_upstream):
+def nginx_front(folder, vnctoken_upstream, oned_upstream, changes=()):
     """Run nginx with both shipped files for the time of a block."""
     binary = program("nginx")
     if not ipv6_loopback():
         pytest.skip("there is no IPv6 loopback address here")
     nginx = Nginx(folder, free_port(), free_port())
     make_certificate(folder)
-    main = write_configuration(nginx, vnctoken_upstream, oned_upstream)
+    main = write_configuration(nginx, vnctoken_upstream, oned_upstream, changes=changes)
     with running(binary, "-p", folder, "-e", "stderr", "-c", main) as process:
+        nginx.process = process
         wait_for_port(nginx.vnctoken_port, process)
         wait_for_port(nginx.opennebula_port, process)
         yield nginx
@@ -248,18 +288,100 @@ def test_the_access_log_holds_no_session_and_no_token(nginx, behind):
         assert secret not in nginx.access_log
 
 
-def test_upstreams_learn_who_called_and_clients_cannot_lie_about_it(tmp_path):
-    lies = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "http", "Connection": "keep-alive, x-a"}
-    with recorder() as (upstream, seen), nginx_front(tmp_path, upstream, upstream) as nginx:
-        for port, path in (
-            (nginx.vnctoken_port, "/RPC2/x"),
-            (nginx.opennebula_port, "/RPC2/x"),
-            (nginx.opennebula_port, "/RPC2/vnctoken"),
-        ):
-            assert nginx.request(port, path, b"body", headers=lies)[0] == 200
-    assert [path for path, _, _ in seen] == ["/RPC2/x", "/RPC2", "/RPC2/vnctoken"]
-    for _, headers, length in seen:
-        assert headers.get_all("X-Forwarded-For") == ["127.0.0.1"]
-        assert headers.get_all("X-Forwarded-Proto") == ["https"]
-        assert headers["Content-Length"] == str(length) == "4"
-        assert "Connection" not in headers
+def test_no_log_holds_a_credential_that_is_in_a_header_or_in_the_query(tmp_path):
+    """While the service is down, as nginx then quotes the request in its error log."""
+    secret = secrets.token_hex(16)
+    basic = base64.b64encode(f"alice:{secret}".encode()).decode()
+    credentials = {"Authorization": f"Basic {basic}", "X-ONEGATE-TOKEN": secret, "Referer": f"https://x/?{secret}"}
+    down = free_port()
+    with nginx_front(tmp_path, down, down) as nginx:
+        for port in (nginx.vnctoken_port, nginx.opennebula_port):
+            path = f"/RPC2/vnctoken?Signature={secret}"
+            assert nginx.request(port, path, headers=credentials)[0] == 502
+        # The log's last field is for who wonders why.
+        refused = re.compile(r'"POST /RPC2/vnctoken HTTP/1.1" 502 .* upstream 502 -$', re.MULTILINE)
+        until(lambda: len(refused.findall(nginx.access_log)) == 2)
+    written = nginx.process.output + "".join(path.read_text("utf-8") for path in tmp_path.glob("*.log"))
+    for part in (secret, basic, "alice", "Signature"):
+        assert part not in written
+
+
+# Where each file sends what on to vnctoken, and to oned.
+TO_VNCTOKEN = (("vnctoken_port", "/RPC2/x"), ("opennebula_port", "/RPC2/vnctoken"))
+TO_ONED = (("opennebula_port", "/RPC2/x"),)
+
+
+def sent_on(nginx, seen, sites, *lines, client=None):
+    """Send lies to each of the sites; return what of ASSERTIONS each upstream got, and all of its headers."""
+    found = []
+    for port, path in sites:
+        assert nginx.status(getattr(nginx, port), forged(path, *lines), client) == 200
+        headers = seen.pop()[1]
+        found.append((asserted(headers), headers))
+    assert not seen
+    return found
+
+
+@pytest.mark.parametrize("underscores", ["off", "on"])
+def test_upstreams_learn_who_called_and_clients_cannot_lie_about_it(tmp_path, underscores):
+    """Nginx drops headers with an underscore by itself, unless somebody has told it not to."""
+    changes = [("server_tokens off;", f"server_tokens off; underscores_in_headers {underscores};")]
+    with recorder() as (port, seen), nginx_front(tmp_path, port, port, changes) as nginx:
+        for named in ("keep-alive, x-a", "close", f"close, {', '.join(ASSERTIONS)}"):
+            for found, headers in sent_on(nginx, seen, (*TO_VNCTOKEN, *TO_ONED), f"Connection: {named}"):
+                assert found == {"X-Forwarded-For": ["127.0.0.1"], "X-Forwarded-Proto": ["https"]}
+                assert not [name for name in ASSERTIONS if name in headers and name not in found], "not even empty"
+                assert headers["Content-Length"] == "4"
+                assert "Connection" not in headers
+
+
+def test_a_client_certificate_is_passed_on_to_vnctoken_alone_if_it_is_of_the_right_authority(tmp_path):
+    ours, others = Authority(tmp_path), Authority(tmp_path, "others")
+    changes = [
+        ("#ssl_client_certificate /etc/ssl/certs/clients.example.org.pem", f"ssl_client_certificate {ours.file}"),
+        # Anybody's is let through, so that it is the file alone that tells them apart.
+        ("#ssl_verify_client optional", "ssl_verify_client optional_no_ca"),
+    ]
+    right, wrong, expired = ours.issue(), others.issue(), ours.issue(expires=-DAY)
+    with recorder() as (port, seen), nginx_front(tmp_path, port, port, changes) as nginx:
+        for found, _ in sent_on(nginx, seen, TO_VNCTOKEN, client=right.file):
+            (value,) = found.pop("X-SSL-Client-Cert")
+            assert certificate_in(value) == right.der
+            assert {*found} == {"X-Forwarded-For", "X-Forwarded-Proto"}
+        for sites, client in ((TO_ONED, right.file), (TO_VNCTOKEN, wrong.file), (TO_VNCTOKEN, None)):
+            for found, _ in sent_on(nginx, seen, sites, client=client):
+                assert {*found} == {"X-Forwarded-For", "X-Forwarded-Proto"}
+        for port_name, path in TO_VNCTOKEN:
+            assert nginx.status(getattr(nginx, port_name), forged(path), expired.file) == 400
+
+
+def test_a_name_that_nginx_has_checked_is_passed_on_by_taking_away_comment_signs(tmp_path):
+    (tmp_path / "htpasswd").write_text("remy@EXAMPLE.ORG:{PLAIN}secret\n", encoding="utf-8")
+    changes = [
+        ("#auth_basic ", "auth_basic "),
+        ("#auth_basic_user_file /etc/nginx/vnctoken.htpasswd", f"auth_basic_user_file {tmp_path}/htpasswd"),
+        ("#proxy_set_header", "proxy_set_header"),
+    ]
+    right, wrong = (base64.b64encode(f"remy@EXAMPLE.ORG:{word}".encode()).decode() for word in ("secret", "wrong"))
+    with recorder() as (port, seen), nginx_front(tmp_path, port, port, changes) as nginx:
+        for found, headers in sent_on(nginx, seen, TO_VNCTOKEN, f"Authorization: Basic {right}"):
+            assert found.pop("X-Auth-Username") == ["remy@EXAMPLE.ORG"]
+            assert {*found} == {"X-Forwarded-For", "X-Forwarded-Proto"}
+            assert "Authorization" not in headers
+        for port_name, path in TO_VNCTOKEN:
+            assert nginx.status(getattr(nginx, port_name), forged(path, f"Authorization: Basic {wrong}")) == 401
+            assert nginx.status(getattr(nginx, port_name), forged(path)) == 401
+
+
+def test_vnctoken_can_be_behind_its_unix_socket(tmp_path):
+    with recorder(tmp_path / "proxy.sock") as (_, seen):
+        changes = [
+            ("        proxy_pass http://127.0.0.1:2;\n", ""),
+            ("#proxy_pass http://unix:/run/vnctoken/proxy.sock;", f"proxy_pass http://unix:{tmp_path}/proxy.sock;"),
+        ]
+        with nginx_front(tmp_path, 2, 3, changes) as nginx:
+            for port, path in TO_VNCTOKEN:
+                assert nginx.status(getattr(nginx, port), forged(f"{path}/y?z=1")) == 200
+                arrived, headers, _ = seen.pop()
+                assert arrived == f"{path}/y?z=1"
+                assert asserted(headers) == {"X-Forwarded-For": ["127.0.0.1"], "X-Forwarded-Proto": ["https"]}

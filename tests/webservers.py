@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import http.server
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import socketserver
 import ssl
 import subprocess
 import tempfile
@@ -16,10 +18,12 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from conftest import ROOT, START_SECONDS, Running, free_port, ipv6_loopback, program, running
 
+from vnctoken.auth import ASSERTIONS
 from vnctoken.sandbox.programs import find_novnc
 
 HOST = "cloud.example.org"
@@ -33,6 +37,31 @@ CALL = """<?xml version="1.0"?>
 </params></methodCall>"""
 VERSION = CALL.format(method="one.system.version", more="")
 TOKEN_OF_VM_0 = CALL.format(method="one.vm.vnctokenonly", more="<param><value><int>0</int></value></param>")
+
+
+# What switches on client certificates of the authority in a file.
+AUTHORITY = "/etc/ssl/certs/clients.example.org.pem"
+CERTIFICATES = {
+    "nginx": (
+        (f"#ssl_client_certificate {AUTHORITY}", "ssl_client_certificate {}"),
+        ("#ssl_verify_client optional", "ssl_verify_client optional"),
+    ),
+    "apache": (
+        (f"#SSLCACertificateFile {AUTHORITY}", "SSLCACertificateFile {}"),
+        ("#SSLVerifyClient optional", "SSLVerifyClient optional"),
+    ),
+    "caddy": (
+        (
+            f"#client_auth {{\n\t\t#\tmode verify_if_given\n\t\t#\ttrusted_ca_cert_file {AUTHORITY}\n\t\t#}}",
+            "client_auth {{\nmode verify_if_given\ntrusted_ca_cert_file {}\n}}",
+        ),
+    ),
+}
+
+
+def set_to(pairs, value):
+    """Return replacements with a value put into each second string."""
+    return [(old, new.format(value)) for old, new in pairs]
 
 
 def replaced(text, pairs):
@@ -127,15 +156,47 @@ class _Recorder(http.server.BaseHTTPRequestHandler):
         pass
 
 
+FORGED = "6.6.6.6"
+"""What a client says of himself in headers that are not his to write."""
+
+
+def forged(path, *others, host=HOST):
+    """Return the bytes of a call in which the client writes each of ASSERTIONS himself, in several spellings."""
+    spellings = [spelt(name) for name in ASSERTIONS for spelt in (str, str.upper, str.lower)]
+    lines = (f"POST {path} HTTP/1.1", f"Host: {host}", *others, *(f"{name}: {FORGED}" for name in spellings))
+    return "\r\n".join((*lines, "Content-Length: 4", "", "body")).encode()
+
+
+def asserted(headers):
+    """Return which of ASSERTIONS a web server has sent on: the name and all values of each; empty ones say nothing."""
+    found = {name: [value for value in headers.get_all(name, ()) if value] for name in ASSERTIONS}
+    return {name: values for name, values in found.items() if values}
+
+
+def certificate_in(value):
+    """Return the DER of a certificate in a header: PEM in URL-encoding, or the base64 in it alone."""
+    text = re.sub("-----(BEGIN|END) CERTIFICATE-----", "", unquote(value))
+    return base64.b64decode("".join(text.split()), validate=True)
+
+
 @contextlib.contextmanager
-def recorder():
-    """Run an upstream for a block's time; yield its port, and what it was sent: path, headers, length of the body."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Recorder) as upstream:
+def recorder(path=None):
+    """Run an upstream for a block's time; yield its port, and what it was sent: path, headers, length of the body.
+
+    With a path it listens at a Unix socket there, and the port is 0.
+    """
+    if path is None:
+        made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Recorder)
+    else:
+        made = socketserver.ThreadingUnixStreamServer(str(path), _Recorder)
+        # As Apache's user, who is not this one, has to get at it.
+        path.chmod(0o777)
+    with made as upstream:
         upstream.seen = []
         thread = threading.Thread(target=upstream.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield upstream.server_port, upstream.seen
+            yield getattr(upstream, "server_port", 0), upstream.seen
         finally:
             upstream.shutdown()
             thread.join()
@@ -207,14 +268,16 @@ class Front:
         files = {path for path in self.folder.rglob("*") if path.is_file()} - self.given
         return "\n".join([self.process.output, *(path.read_text("utf-8", "replace") for path in sorted(files))])
 
-    def open(self, *, secure=True, address="127.0.0.1"):
-        """Return an open connection to it, over TLS if secure."""
+    def open(self, *, secure=True, address="127.0.0.1", client=None):
+        """Return an open connection to it, over TLS if secure; `client` is a file with a certificate and its key."""
         port = self.https_port if secure else self.http_port
         plain = socket.create_connection((address, port), timeout=START_SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not secure:
             return plain
         context = ssl.create_default_context(cafile=str(self.certificate))
+        if client is not None:
+            context.load_cert_chain(client)
         return context.wrap_socket(plain, server_hostname=HOST)
 
     def request(self, method, path, body=None, headers=(), **where):
@@ -228,9 +291,9 @@ class Front:
             names = {name.lower(): value for name, value in answer.getheaders()}
             return Answer(answer.status, names, answer.read())
 
-    def status(self, request):
-        """Return the status of the answer to the bytes of a request, 0 if there is none."""
-        with self.open() as connection, contextlib.suppress(*CLOSED):
+    def status(self, request, **where):
+        """Return the status of the answer to the bytes of a request, 0 if there is none; `where` is for open()."""
+        with contextlib.suppress(*CLOSED), self.open(**where) as connection:
             connection.sendall(request)
             if line := connection.makefile("rb").readline():
                 return int(line.split(b" ")[1])
@@ -313,6 +376,7 @@ def apache(front, changes):
     document = (ROOT / "docs" / "reverse-proxies.md").read_text(encoding="utf-8")
     enabled = re.search(r"`a2enmod ([a-z_ ]+)`", document).group(1).split()
     debian = "mpm_event authz_core authz_host mime dir alias reqtimeout setenvif status deflate filter autoindex env"
+    debian += " authn_core authn_file auth_basic authz_user"
     # a2enmod enables these with ssl.
     debian += " socache_shmcb"
     pairs = (
@@ -370,6 +434,15 @@ def caddy(front, changes):
     return command, {"env": {**os.environ, **home}}
 
 
+@contextlib.contextmanager
+def open_folder(name):
+    """Make a folder for a block's time. pytest's own are closed to the user that Apache runs as."""
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        yield folder
+
+
 SERVERS = {"nginx": nginx, "lighttpd": lighttpd, "apache": apache, "caddy": caddy}
 
 
@@ -382,10 +455,7 @@ def web_server(name, upstreams, changes=(), certificate=None):
     """
     if not ipv6_loopback():
         pytest.skip("there is no IPv6 loopback address here")
-    # pytest's own folders are closed to the user that Apache runs as.
-    with tempfile.TemporaryDirectory(prefix=f"{name}-") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
+    with open_folder(name) as folder:
         front = Front(name, folder, free_port(), free_port(), upstreams)
         (folder / "log").mkdir()
         (folder / "www").mkdir()
