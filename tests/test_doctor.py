@@ -397,6 +397,15 @@ def test_no_login_is_a_warning(installation):
     assert checks["oned"]["status"] == OK
 
 
+def test_a_door_that_needs_the_login_makes_its_absence_a_failure(installation):
+    doors = {"auth": "[opennebula, ec2, onegate]"}
+    assert failed(installation.examined(**doors)) == []
+    with login_file(installation, None):
+        checks = installation.examined(**doors)
+    assert failed(checks) == ["login"]
+    assert "but :auth: has ec2 and :auth: has onegate" in checks["login"]["detail"]
+
+
 def test_a_login_file_without_a_login_fails(installation):
     with login_file(installation, "just-one-secret-word\n"):
         checks = installation.examined()

@@ -25,11 +25,11 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import capturedLogs
 
+from vnctoken.auth.server_cipher import server_session
 from vnctoken.config import Config
 from vnctoken.errors import ConfigError, OnedError
 from vnctoken.events import MAX_FRAME_BYTES, Events, read_event
 from vnctoken.exchange import HttpExchange
-from vnctoken.auth.server_cipher import server_session
 from vnctoken.oned import Oned
 from vnctoken.recheck import Recheck
 from vnctoken.rules import ConsoleRules

@@ -83,8 +83,8 @@ class Consoles:
     ) -> Console:
         """Return a console of the VM, with a token that the websocket proxy accepts from now on.
 
-        Raises what `Admission.vm_info`, `ConsoleRules.target` and `TokenStore.issue` raise, and ActionError if another live
-        VM is at the same host and port, or if an option cannot be kept here.
+        Raises what `Admission.vm_info`, `ConsoleRules.target` and `TokenStore.issue` raise, and ActionError if another
+        live VM is at the same host and port, or if an option cannot be kept here.
         """
         if (options.single_use or options.client) and not self._terms.resolved:
             raise ActionError(

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 from twisted.internet.defer import CancelledError, Deferred
 
 from vnctoken.addresses import write_address
+from vnctoken.auth.users import UserPool
 from vnctoken.checks import FAIL, OK, SKIP, WARN, Check, check_config, check_extras, check_folder, check_privacy
+from vnctoken.config import DOORS_AS_SERVER
 from vnctoken.errors import OnedError, TokenStoreError, VnctokenError
 from vnctoken.login import LoginUnavailableError
 from vnctoken.probes import NoAnswerError, ask, in_words
@@ -206,6 +208,9 @@ class Doctor:
                 "compare oneuser show serveradmin: its driver has to be server_cipher; oneuser passwd --sha256"
                 " serveradmin PASSWORD, with the password in the file, makes them agree",
             )
+        if any(door in DOORS_AS_SERVER for door in self._config.auth):
+            # What the doors look callers up in; it says so if the login may not see it.
+            await UserPool(self._with.oned(), self._login.session, self._reactor).users()
         return Check("login", OK, f"oned accepts the server login in {self._config.server_login}")
 
     # The store, and those who read it
