@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 from callers import CLIENT, admission, caller
-from twisted.internet.defer import Deferred
+from outcomes import result_of
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
 from vnctoken.auth import Caller
 from vnctoken.auth.admission import Admission, GroupRules
@@ -45,15 +44,6 @@ class MemoryOned:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-
-def result_of(coroutine):
-    results = []
-    Deferred.fromCoroutine(coroutine).addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
 
 
 def test_a_caller_is_judged_by_oned_and_nobody_else_is_asked():

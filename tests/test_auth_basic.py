@@ -11,7 +11,7 @@ from callers import http_request
 from conftest import program
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_consoles import result_of
+from outcomes import result_of
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 

@@ -20,7 +20,7 @@ from callers import CLIENT
 from conftest import program, running, vnctoken_server
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_consoles import result_of
+from outcomes import result_of
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, eventAsText

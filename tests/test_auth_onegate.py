@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_consoles import RUNNING, MemoryOned, result_of
+from outcomes import result_of
+from test_consoles import RUNNING, MemoryOned
 from twisted.web.http_headers import Headers
 
 from vnctoken.auth import CredentialError, HttpRequest, Identity

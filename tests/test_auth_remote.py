@@ -8,7 +8,7 @@ import pytest
 from callers import http_request
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_consoles import result_of
+from outcomes import result_of
 from twisted.web.http_headers import Headers
 
 from vnctoken.auth import CredentialError, HttpRequest

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from test_consoles import result_of
+from outcomes import result_of
 from twisted.web.http_headers import Headers
 
 from vnctoken.auth import CredentialError, HttpRequest

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from callers import admission, caller
 from memory import MemoryStore
+from outcomes import result_of
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
 
 from vnctoken.arguments import Options
 from vnctoken.config import Config
@@ -62,16 +62,6 @@ def consoles_of(oned, tokens, *, ports=range(5900, 65536), states=CONSOLE_STATES
     terms = Terms(**{"ttl": 600, "ttl_max": 3600, "resolved": False, "wss": False} | terms)
     witness = Presence(oned, lambda: SERVICE, rules) if presence else None
     return Consoles(admission(oned), tokens, rules=rules, terms=terms, now=lambda: NOW, presence=witness)
-
-
-def result_of(coroutine):
-    """Return what a coroutine that waits for nothing returns, or raise what it raises."""
-    results = []
-    Deferred.fromCoroutine(coroutine).addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
 
 
 def opening(answer, *, tokens=None, **more):

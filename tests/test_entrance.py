@@ -4,10 +4,10 @@ import pytest
 from callers import CLIENT, entrance, http_request
 from hypothesis import given
 from hypothesis import strategies as st
+from outcomes import result_of
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, eventAsText
-from twisted.python.failure import Failure
 
 from vnctoken.auth import ASSERTIONS, OPENNEBULA, Caller, Claim, CredentialError, Identity
 from vnctoken.auth.entrance import Entrance, Visit, user_name
@@ -29,15 +29,6 @@ def log():
 
 def lines(events):
     return [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events]
-
-
-def result_of(coroutine):
-    results = []
-    Deferred.fromCoroutine(coroutine).addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
 
 
 class MemoryDoor:
@@ -209,7 +200,7 @@ def test_the_caller_of_a_request_is_identified_once_however_many_calls_it_holds(
     asked = [Deferred.fromCoroutine(visit.caller("")) for _ in range(5)]
     assert [one.called for one in asked] == [False] * 5
     door.waiting.callback(None)
-    assert [result_of_deferred(one).user for one in asked] == ["alice"] * 5
+    assert [result_of(one).user for one in asked] == ["alice"] * 5
     assert door.proved == ["alice"]
 
 
@@ -234,16 +225,7 @@ def test_a_call_that_is_given_up_while_its_caller_is_identified_leaves_the_other
     door.waiting, before = None, door.waiting
     before.addErrback(lambda failure: failure.raiseException())
     first.cancel()
-    assert result_of_deferred(second).user == "alice"
-
-
-def result_of_deferred(deferred):
-    results = []
-    deferred.addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
+    assert result_of(second).user == "alice"
 
 
 # What doors see of a request

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from outcomes import result_of
 from service_identity import VerificationError
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
@@ -129,16 +130,6 @@ def asked(url=URL):
     return answer, network.accept()
 
 
-def outcome(deferred):
-    """Return the result that is there, or raise the failure."""
-    results = []
-    deferred.addBoth(results.append)
-    assert results, "there is no result yet"
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
-
-
 def bytewise(data):
     return [data[at : at + 1] for at in range(len(data))]
 
@@ -149,7 +140,7 @@ def answered(*pieces, end=None):
     server.send(*pieces)
     if end is not None and not server.left_alone:
         server.close(end)
-    return outcome(answer)
+    return result_of(answer)
 
 
 # What goes out.
@@ -196,7 +187,7 @@ def test_an_ipv6_address_in_the_url_is_dialled_and_stays_bracketed_in_the_host_h
         server = network.accept()
         assert b"\r\nHost: [2001:db8::7]:2633\r\n" in server.received
         server.send(ANSWER)
-        assert outcome(answer) == b"hello"
+        assert result_of(answer) == b"hello"
     assert network.dialled == [("2001:db8::7", 2633)] * 2
 
 
@@ -207,7 +198,7 @@ def test_https_is_port_443_unless_the_url_has_one(url, port):
     assert network.dialled == [("192.0.2.7", port)]
     answer.cancel()
     with pytest.raises(CancelledError):
-        outcome(answer)
+        result_of(answer)
 
 
 # Good answers.
@@ -220,7 +211,7 @@ def test_an_answer_is_complete_after_as_many_bytes_as_it_says_in_whatever_pieces
     server.send(*first)
     assert not answer.called
     server.send(last)
-    assert outcome(answer) == b"hello"
+    assert result_of(answer) == b"hello"
     assert server.left_alone
 
 
@@ -230,7 +221,7 @@ def test_an_answer_without_a_length_is_complete_when_the_connection_is_closed(cu
     server.send(*cut(ANSWER_WITHOUT_LENGTH))
     assert not answer.called
     server.close()
-    assert outcome(answer) == b"hello"
+    assert result_of(answer) == b"hello"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +247,7 @@ def test_what_comes_after_the_body_in_pieces_of_its_own_changes_nothing():
     server.send(ANSWER)
     server.client.dataReceived(b"HTTP/1.1 500 Oops\r\n\r\n")
     server.close(ConnectionLost)
-    assert outcome(answer) == b"hello"
+    assert result_of(answer) == b"hello"
 
 
 def test_a_body_of_the_greatest_length_is_taken():
@@ -310,7 +301,7 @@ def test_what_does_not_speak_http_is_found_out_at_once(greeting, cut):
     answer, server = asked()
     server.send(*cut(greeting))
     with pytest.raises(OnedError, match=r"^what answers at :one_xmlrpc: does not speak HTTP$"):
-        outcome(answer)
+        result_of(answer)
     assert server.transport.disconnected
 
 
@@ -355,7 +346,7 @@ def test_a_header_without_an_end_is_not_collected_for_ever():
     assert not answer.called
     server.send(b"x")
     with pytest.raises(OnedError, match="does not speak HTTP"):
-        outcome(answer)
+        result_of(answer)
     assert server.transport.disconnected
 
 
@@ -366,7 +357,7 @@ def test_a_body_that_is_too_long_is_not_collected(field):
     assert not answer.called
     server.send(b"x")
     with pytest.raises(OnedError, match=rf"^oned's answer is longer than {MAX_BODY_BYTES} bytes$"):
-        outcome(answer)
+        result_of(answer)
     assert server.transport.disconnected
 
 
@@ -376,7 +367,7 @@ def test_after_a_bad_answer_nothing_more_is_made_of_what_comes():
     server.client.dataReceived(ANSWER)
     server.close(ConnectionLost)
     with pytest.raises(OnedError, match="500"):
-        outcome(answer)
+        result_of(answer)
 
 
 PIECES = st.one_of(
@@ -438,20 +429,20 @@ def test_a_connection_that_fails_says_why_and_the_next_question_is_answered(erro
     answer = post(exchange)
     network.refuse(error)
     with pytest.raises(OnedError) as raised:
-        outcome(answer)
+        result_of(answer)
     assert str(raised.value) == told
     assert raised.value.code == ErrorCode.INTERNAL
 
     answer = post(exchange)
     network.accept().send(ANSWER)
-    assert outcome(answer) == b"hello"
+    assert result_of(answer) == b"hello"
 
 
 def test_a_name_without_an_address_says_so():
     network = Network()
     network.addresses = ()
     with pytest.raises(OnedError, match=r"^the host of :one_xmlrpc: has no address$"):
-        outcome(post(HttpExchange(network, URL)))
+        result_of(post(HttpExchange(network, URL)))
 
 
 @pytest.mark.parametrize("name", ["one_front", "a..b", "front-", "x" * 64])
@@ -460,16 +451,16 @@ def test_a_host_name_that_is_none_for_dns_is_a_clear_error_or_is_looked_up(name)
     answer = post(HttpExchange(network, f"http://{name}:2633/RPC2"))
     if network.dialled:
         network.accept().send(ANSWER)
-        assert outcome(answer) == b"hello"
+        assert result_of(answer) == b"hello"
     else:
         with pytest.raises(OnedError, match="one_xmlrpc"):
-            outcome(answer)
+            result_of(answer)
 
 
 def exchanged(network, exchange):
     answer = post(exchange)
     network.accept().send(ANSWER)
-    return outcome(answer)
+    return result_of(answer)
 
 
 def test_an_address_is_remembered_for_a_while_and_then_looked_up_again():
@@ -494,7 +485,7 @@ def test_a_remembered_address_that_fails_is_forgotten_and_the_same_question_goes
     answer = post(exchange)
     network.refuse()
     network.accept().send(ANSWER)
-    assert outcome(answer) == b"hello"
+    assert result_of(answer) == b"hello"
     assert network.lookups == ["oned.example"] * 2
     assert exchanged(network, exchange) == b"hello"
     assert network.dialled == [("192.0.2.7", 2633)] * 2 + [("192.0.2.8", 2633)] * 2
@@ -507,7 +498,7 @@ def test_an_address_that_refuses_is_not_remembered():
         answer = post(exchange)
         network.refuse()
         with pytest.raises(OnedError, match="refuses"):
-            outcome(answer)
+            result_of(answer)
     assert network.lookups == ["oned.example"] * 2
 
 
@@ -522,7 +513,7 @@ def test_cancelling_while_the_name_is_looked_up_dials_nobody():
     network.finish_lookup()
     assert network.dialled == []
     with pytest.raises(CancelledError):
-        outcome(answer)
+        result_of(answer)
 
 
 @pytest.mark.parametrize("remembered", [False, True])
@@ -536,7 +527,7 @@ def test_cancelling_while_connecting_stops_that(remembered):
     answer.cancel()
     assert network.connectors[-1].stoppedConnecting
     with pytest.raises(CancelledError):
-        outcome(answer)
+        result_of(answer)
     assert len(network.lookups) == 1
     assert exchanged(network, exchange) == b"hello"
 
@@ -549,7 +540,7 @@ def test_cancelling_while_waiting_and_in_the_middle_of_the_answer_closes_the_con
     answer.cancel()
     assert server.transport.disconnected
     with pytest.raises(CancelledError):
-        outcome(answer)
+        result_of(answer)
     server.close()  # of which nothing more comes
 
 

@@ -18,10 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from memory import Line, MemoryStore
-from twisted.internet.defer import Deferred
+from outcomes import result_of
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, eventAsText
-from twisted.python.failure import Failure
 
 from vnctoken.auth import ASSERTIONS
 from vnctoken.auth.admission import Admission, GroupRules
@@ -46,15 +45,6 @@ from vnctoken.sandbox.population import USERS
 
 HOST = "cloud.example.org"
 TLS = {"trusted": True, "secure": True}
-
-
-def told(coroutine):
-    results = []
-    Deferred.fromCoroutine(coroutine).addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
 
 
 class World:
@@ -96,7 +86,7 @@ class World:
 
     def call(self, headers, session="", vm_id=0, body=None, **more):
         body = body or xmlrpc.client.dumps((session, vm_id), "one.vm.vnctokenonly").encode()
-        answer = told(self.rpc.answer(http_request(body, headers, **more)))
+        answer = result_of(self.rpc.answer(http_request(body, headers, **more)))
         return xmlrpc.client.loads(answer)[0][0]
 
 

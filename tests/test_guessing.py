@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_consoles import result_of
+from outcomes import result_of
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import Clock
 

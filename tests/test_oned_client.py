@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pyone
 import pytest
+from outcomes import result_of
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
-from twisted.python.failure import Failure
 
 from vnctoken.errors import ErrorCode, OnedError
 from vnctoken.oned import BATCH, QUEUE_LENGTH, REFUSALS, Oned
@@ -66,17 +66,7 @@ class Desk:
             self.answers[vm_id] = Deferred.fromCoroutine(self._oned.vm_info(session, vm_id))
 
     def outcome(self, vm_id):
-        return outcome(self.answers[vm_id])
-
-
-def outcome(deferred):
-    """Return the result that is there, or raise the failure."""
-    results = []
-    deferred.addBoth(results.append)
-    assert results, "there is no result yet"
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
+        return result_of(self.answers[vm_id])
 
 
 def told(answer):
@@ -100,7 +90,7 @@ def test_the_question_is_the_session_as_it_is_and_the_vm_id_as_an_int():
 
     session = "bob:a<&>b'c \"ä東京]]>:colon"
     asked = Deferred.fromCoroutine(Oned(Recorder(), Clock(), timeout=1, connections=1).vm_info(session, 7))
-    assert outcome(asked).host == "dummy-host-1"
+    assert result_of(asked).host == "dummy-host-1"
     call = read_call(bodies[0])
     assert (call.method, call.arguments) == ("one.vm.info", [session, 7])
     assert b"<int>7</int>" in bodies[0]
@@ -443,7 +433,7 @@ class PoolLine:
 
 
 def vms_by(line, *vm_ids):
-    return outcome(Deferred.fromCoroutine(Oned(line, Clock(), timeout=1, connections=1).vms("one:two", vm_ids)))
+    return result_of(Deferred.fromCoroutine(Oned(line, Clock(), timeout=1, connections=1).vms("one:two", vm_ids)))
 
 
 def test_many_vms_are_one_question_in_the_short_form():
@@ -500,7 +490,7 @@ def test_oned_tells_its_version():
             return Answer(success=True, text="6.10.0").body
 
     asked = Oned(Versioned(), Clock(), timeout=1, connections=1).version("one:two")
-    assert outcome(Deferred.fromCoroutine(asked)) == "6.10.0"
+    assert result_of(Deferred.fromCoroutine(asked)) == "6.10.0"
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -518,8 +508,8 @@ def test_a_pool_of_users_is_read_aside_and_what_is_wrong_with_it_is_told_all_the
     done = []
     asked = Deferred.fromCoroutine(Oned(Pool(), Clock(), timeout=1, connections=1, aside=aside).users("a:b"))
     if right:
-        assert [user.name for user in outcome(asked)] == ["alice"]
+        assert [user.name for user in result_of(asked)] == ["alice"]
     else:
         with pytest.raises(OnedError, match="oned's answer is not XML-RPC"):
-            outcome(asked)
+            result_of(asked)
     assert len(done) == 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from memory import Line
+from outcomes import result_of
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, eventAsText
@@ -60,12 +61,12 @@ class World:
 
     def issue(self, vm_id, host=None, port=None, user="alice"):
         """Issue a token that leads to the VM's console, or elsewhere."""
-        vm = told(self.oned.vm_info("oneadmin:opennebula", vm_id))
+        vm = result_of(self.oned.vm_info("oneadmin:opennebula", vm_id))
         grant = Grant(vm_id, host or vm.host, port or int(vm.port), self.clock.seconds(), 600, user)
-        return told(self.store.issue(grant))
+        return result_of(self.store.issue(grant))
 
     def lives(self, token):
-        return told(self.store.find(token)) is not None
+        return result_of(self.store.find(token)) is not None
 
     def act(self, vm_id, action):
         for step in acted_on(self.guest(vm_id), action, ALICE):
@@ -80,30 +81,20 @@ class World:
         self.cloud.change(replace(guest, graphics={**guest.graphics, **graphics}))
 
     def check(self):
-        told(self.recheck.check())
+        result_of(self.recheck.check())
 
     def see(self, before, after):
         """Have the recheck see the event of a change."""
         vm = parse(event(before, after)[1].encode()).find("VM")
-        told(self.recheck.saw(after.id, VirtualMachine.from_element(vm)))
-
-
-def told(coroutine):
-    """Return what a coroutine returns that has no need to wait."""
-    results = []
-    Deferred.fromCoroutine(coroutine).addBoth(results.append)
-    assert results, "it waits"
-    if isinstance(results[0], BaseException) or hasattr(results[0], "raiseException"):
-        results[0].raiseException()
-    return results[0]
+        result_of(self.recheck.saw(after.id, VirtualMachine.from_element(vm)))
 
 
 @pytest.fixture
 def world(tmp_path):
     world = World(tmp_path / "tokens")
     yield world
-    told(world.recheck.stop())
-    told(world.store.close())
+    result_of(world.recheck.stop())
+    result_of(world.store.close())
 
 
 CHANGES = {
@@ -129,12 +120,12 @@ def test_within_an_interval_a_token_dies_with_the_console_and_those_of_others_li
     change(world)
     world.clock.advance(INTERVAL)
     assert [world.lives(token), world.lives(other)] == [False, True]
-    told(world.recheck.stop())
-    told(world.store.close())
+    result_of(world.recheck.stop())
+    result_of(world.store.close())
 
 
 def test_a_token_dies_with_a_vm_that_oned_does_not_know_any_more(world):
-    token = told(world.store.issue(Grant(4711, "dummy-host-1", 5900, NOW, 600, "alice")))
+    token = result_of(world.store.issue(Grant(4711, "dummy-host-1", 5900, NOW, 600, "alice")))
     world.check()
     assert not world.lives(token)
 
@@ -277,7 +268,7 @@ def test_a_trouble_is_not_over_because_there_is_nothing_to_ask(world):
     world.issue(0)
     world.line.cut = True
     world.check()
-    told(world.store.revoke(0))
+    result_of(world.store.revoke(0))
     with capturedLogs() as logs:
         world.check()
     assert logs == []
@@ -292,7 +283,7 @@ def test_a_login_that_cannot_be_made_is_a_trouble_like_any_other(world):
 
     recheck = Recheck(world.store, world.oned, session, RULES, world.clock, INTERVAL)
     with capturedLogs() as logs:
-        told(recheck.check())
+        result_of(recheck.check())
     assert messages(logs)[0].endswith("no such login")
     assert world.lives(token)
 
@@ -331,8 +322,8 @@ def test_one_vm_whose_tokens_cannot_be_read_does_not_save_those_of_the_others(wo
     world.act(1, "poweroff")
     recheck = world.recheck_of(Stubborn(world.store, 0))
     with capturedLogs() as logs:
-        told(recheck.check())
-        told(recheck.check())
+        result_of(recheck.check())
+        result_of(recheck.check())
     assert [world.lives(stuck), world.lives(other)] == [True, False]
     assert sum("it is stuck" in line for line in messages(logs)) == 1
 
@@ -349,21 +340,21 @@ def test_a_fault_of_our_own_is_logged_and_the_next_check_comes(world):
     recheck.start()
     with capturedLogs() as logs:
         world.clock.pump([INTERVAL] * 2)
-    told(recheck.stop())
+    result_of(recheck.stop())
     assert [event["log_failure"].type for event in logs] == [ZeroDivisionError] * 2
 
 
 def test_stopping_gives_up_the_question_that_is_under_way_and_leaves_no_timer(tmp_path):
     world = World(tmp_path / "tokens")
     token = world.issue(0)
-    told(world.store.close())
+    result_of(world.store.close())
     world.act(0, "poweroff")
     world.line.slow = True
     world.recheck.start()
     world.clock.advance(INTERVAL)
     assert len(world.line.waiting) == 1
-    told(world.recheck.stop())
-    told(world.recheck.stop())
+    result_of(world.recheck.stop())
+    result_of(world.recheck.stop())
     assert world.clock.getDelayedCalls() == []
     assert world.lives(token)
 
@@ -439,16 +430,16 @@ def test_an_event_of_a_vm_without_tokens_changes_nothing(world):
 
 def test_an_event_while_the_store_is_in_trouble_is_said_once(world):
     recheck = world.recheck_of(Stubborn(world.store, 0))
-    vm = told(world.oned.vm_info("oneadmin:opennebula", 0))
+    vm = result_of(world.oned.vm_info("oneadmin:opennebula", 0))
     with capturedLogs() as logs:
-        told(recheck.saw(0, vm))
-        told(recheck.saw(0, vm))
-        told(recheck.saw(1, vm))
+        result_of(recheck.saw(0, vm))
+        result_of(recheck.saw(0, vm))
+        result_of(recheck.saw(1, vm))
     assert [re.sub(".*: ", "", line) for line in messages(logs)] == ["it is stuck", "the token store answers"]
 
 
 def test_the_doctors_probe_token_is_left_alone_though_oned_knows_no_such_vm(world):
-    token = told(world.store.issue(Grant(PROBE_VM_ID, "127.0.0.1", 5900, NOW, 600, "vnctoken-doctor")))
-    gone = told(world.store.issue(Grant(4711, "127.0.0.1", 5900, NOW, 600, "alice")))
+    token = result_of(world.store.issue(Grant(PROBE_VM_ID, "127.0.0.1", 5900, NOW, 600, "vnctoken-doctor")))
+    gone = result_of(world.store.issue(Grant(4711, "127.0.0.1", 5900, NOW, 600, "alice")))
     world.check()
     assert [world.lives(token), world.lives(gone)] == [True, False]

@@ -11,6 +11,7 @@ import pytest
 from callers import CLIENT, admission, entrance, http_request
 from lxml import etree
 from memory import MemoryStore
+from outcomes import result_of
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, eventAsText
@@ -119,15 +120,6 @@ def answering(body, consoles=None, clock=None):
     """Return the Deferred of an answer."""
     rpc = Rpc(consoles or MemoryConsoles(), entrance(), clock or Clock())
     return Deferred.fromCoroutine(rpc.answer(http_request(body)))
-
-
-def result_of(deferred):
-    results = []
-    deferred.addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
 
 
 def dumps(method, *arguments):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import vnctoken_server
 from mounts import elsewhere, mount, nobody_in
+from outcomes import result_of
 from readers import opens
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from webservers import until
@@ -27,16 +27,6 @@ TTL = 600
 STEP = 0.25
 NOT_YET = STEP
 HOUR = 3600
-
-
-def done(coroutine):
-    """Return what a coroutine returns that has nothing to wait for."""
-    results = []
-    Deferred.fromCoroutine(coroutine).addBoth(results.append)
-    (result,) = results
-    if hasattr(result, "raiseException"):
-        result.raiseException()
-    return result
 
 
 class World:
@@ -54,7 +44,7 @@ class World:
     def start(self):
         """Start the service, again if it has run before."""
         if self.folder is not None:
-            done(self.folder.close())
+            result_of(self.folder.close())
             assert self._clock.getDelayedCalls() == []
         began = self.wall() - self._clock.seconds()
         self.folder = TokenFolder(
@@ -74,7 +64,7 @@ class World:
         self._clock.pump([STEP] * round(seconds / STEP))
 
     def issue(self, vm_id=7, host="h", port=5900, ttl=TTL, **options):
-        return done(self.folder.issue(Grant(vm_id, host, port, self.now(), ttl, **options)))
+        return result_of(self.folder.issue(Grant(vm_id, host, port, self.now(), ttl, **options)))
 
     def sunstone(self, content, vm_id=7):
         """Write a file as Sunstone does: in place."""
@@ -87,22 +77,22 @@ class World:
         return opens(self.path, token)
 
     def live(self, vm_id=7):
-        return [one.digest for one in done(self.folder.live(vm_id))]
+        return [one.digest for one in result_of(self.folder.live(vm_id))]
 
     def find(self, token):
-        return done(self.folder.find(token))
+        return result_of(self.folder.find(token))
 
     def use(self, token, reuse_window=0):
-        return done(self.folder.use(token, reuse_window))
+        return result_of(self.folder.use(token, reuse_window))
 
     def revoke(self, vm_id=7, *tokens):
-        return done(self.folder.revoke(vm_id, frozenset(map(digest, tokens)) if tokens else None))
+        return result_of(self.folder.revoke(vm_id, frozenset(map(digest, tokens)) if tokens else None))
 
     def targets(self):
-        return done(self.folder.targets())
+        return result_of(self.folder.targets())
 
     def holders(self, host="h", port=5900):
-        return done(self.folder.holders(host, port))
+        return result_of(self.folder.holders(host, port))
 
     def is_forgotten(self, token):
         """Whether a token opens nothing, and nobody knows it; asks in every way there is."""
@@ -141,7 +131,7 @@ def test_a_token_opens_its_console_for_every_reader(world, host):
     found = world.find(token)
     assert found.digest == digest(token)
     assert found.grant == Grant(7, host, 5900, world.now(), TTL, user="alice")
-    assert done(world.folder.live(7)) == [found]
+    assert result_of(world.folder.live(7)) == [found]
 
 
 def test_several_viewers_of_a_vm_have_tokens_side_by_side(world):
@@ -226,7 +216,7 @@ def test_an_expired_token_is_refused_even_before_its_line_is_gone(path):
     """As when its timer is late, for whatever reason."""
     world = World(path)
     token = world.issue()
-    done(world.folder.close())
+    result_of(world.folder.close())
     world.advance(TTL)
     assert world.target(token) is not None
     assert world.find(token) is None
@@ -254,7 +244,7 @@ def test_a_restart_changes_nothing_for_a_token(world):
 def test_what_expired_while_no_service_ran_is_gone_once_one_does(world):
     tokens = [world.issue(vm_id) for vm_id in (7, 8)]
     long_lived = world.issue(8, ttl=2 * TTL)
-    done(world.folder.close())
+    result_of(world.folder.close())
     world.advance(TTL)
     assert all(map(world.target, tokens))
     world.start()
@@ -320,7 +310,7 @@ def test_no_token_outlives_a_clock_that_is_set_and_restarts_by_more_than_its_ttl
         world.advance(1)
         world.start()
     else:
-        done(world.folder.close())
+        result_of(world.folder.close())
         world.set_clock(seconds)
         world.start()
     for _ in range(2):
@@ -398,7 +388,7 @@ def test_a_file_that_is_written_again_with_the_same_token_does_not_make_that_you
 
 def test_an_old_file_of_sunstones_is_emptied_when_the_service_starts(world):
     world.sunstone("sunstone: h:5900")
-    done(world.folder.close())
+    result_of(world.folder.close())
     world.advance(TTL)
     world.start()
     assert world.is_forgotten("sunstone")
@@ -513,7 +503,7 @@ def test_the_first_use_of_any_token_is_noted(world):
     world.advance(10)
     assert world.use(token).used == used
     world.start()
-    assert [one.used for one in done(world.folder.live(7))] == [used, 0]
+    assert [one.used for one in result_of(world.folder.live(7))] == [used, 0]
     assert world.target(token) == world.target(other) == ["h", "5900"]
 
 
@@ -542,7 +532,7 @@ def test_all_of_a_vms_tokens_are_taken_back_sunstones_too(world):
 
 def test_an_expired_token_cannot_be_taken_back(world):
     world.issue()
-    done(world.folder.close())
+    result_of(world.folder.close())
     world.advance(TTL)
     assert world.revoke() == 0
 
@@ -803,7 +793,7 @@ def test_who_only_looks_whether_the_folder_can_be_used_disturbs_no_running_servi
     world.sunstone("# a note\nsunstone: h:5900")
     world.advance(2 * TTL)
     expired = world.issue(ttl=1)
-    done(world.folder.close())
+    result_of(world.folder.close())
     world.advance(1)
     assert TokenFolder(path, Clock(), world.wall, ttl=TTL, tokens_per_vm=8).prepare() == []
     assert half_written.exists()

@@ -24,10 +24,9 @@ from hypothesis import strategies as st
 from jwcrypto.jwe import JWE
 from jwcrypto.jwk import JWK
 from jwcrypto.jws import JWS
-from twisted.internet.defer import Deferred
+from outcomes import result_of
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
-from twisted.python.failure import Failure
 from websockify.token_plugins import JWTTokenApi
 from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen
 
@@ -37,15 +36,6 @@ from vnctoken.tokens.jwt import JwtStore
 
 AT = 1_790_000_000.25
 GRANT = Grant(vm_id=7, host="hypervisor-1.example.org", port=5907, issued=AT, ttl=600, user="alice")
-
-
-def made(coroutine):
-    """Return what a coroutine returns without waiting for anything, or raise what it raises."""
-    results = []
-    Deferred.fromCoroutine(coroutine).addBoth(results.append)
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
 
 
 def new_key():
@@ -92,12 +82,12 @@ def plugin(key, monkeypatch):
 @pytest.mark.parametrize("host", ["hypervisor-1.example.org", "192.0.2.7", "2001:db8::7"])
 def test_websockify_reads_the_target_of_a_token(key, plugin, host):
     store = JwtStore([str(key)], time.time)
-    token = made(store.issue(Grant(vm_id=7, host=host, port=5907, issued=0, ttl=600)))
+    token = result_of(store.issue(Grant(vm_id=7, host=host, port=5907, issued=0, ttl=600)))
     assert plugin.lookup(token) == (host, 5907)
 
 
 def test_a_token_goes_into_a_url_as_it_is_and_shows_nothing_of_its_target(store):
-    token = made(store.issue(GRANT))
+    token = result_of(store.issue(GRANT))
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", token)
     assert len(token) < 450
     header, *rest = [base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in token.split(".")]
@@ -108,30 +98,30 @@ def test_a_token_goes_into_a_url_as_it_is_and_shows_nothing_of_its_target(store)
 
 
 def test_no_two_tokens_are_alike(store):
-    assert len({made(store.issue(GRANT)) for _ in range(100)}) == 100
+    assert len({result_of(store.issue(GRANT)) for _ in range(100)}) == 100
 
 
 def test_the_service_finds_what_a_token_grants(store, clock):
-    token = made(store.issue(GRANT))
+    token = result_of(store.issue(GRANT))
     clock.advance(1)
-    for found in (made(store.find(token)), made(store.use(token, 5)), made(store.use(token, 0))):
+    for found in (result_of(store.find(token)), result_of(store.use(token, 5)), result_of(store.use(token, 0))):
         assert found.grant == GRANT
         assert found.digest == hashlib.sha256(token.encode()).hexdigest()
         assert found.used == 0
 
 
 def test_a_token_lives_for_its_time_and_no_longer(store, clock):
-    token = made(store.issue(GRANT))
+    token = result_of(store.issue(GRANT))
     clock.advance(599.9)
-    assert made(store.find(token)) is not None
+    assert result_of(store.find(token)) is not None
     clock.advance(0.1)
-    assert made(store.find(token)) is None
-    assert made(store.use(token, 5)) is None
+    assert result_of(store.find(token)) is None
+    assert result_of(store.use(token, 5)) is None
 
 
 def test_websockify_takes_a_token_as_long_as_it_lives_and_no_longer(key, plugin):
     def lookup_after(seconds):
-        return plugin.lookup(made(JwtStore([str(key)], lambda: time.time() - seconds).issue(GRANT)))
+        return plugin.lookup(result_of(JwtStore([str(key)], lambda: time.time() - seconds).issue(GRANT)))
 
     assert lookup_after(590) == (GRANT.host, GRANT.port)
     assert lookup_after(600.1) is None
@@ -139,28 +129,28 @@ def test_websockify_takes_a_token_as_long_as_it_lives_and_no_longer(key, plugin)
 
 def test_a_websockify_whose_clock_is_half_a_minute_behind_takes_fresh_tokens(key, plugin):
     def lookup_behind(seconds):
-        return plugin.lookup(made(JwtStore([str(key)], lambda: time.time() + seconds).issue(GRANT)))
+        return plugin.lookup(result_of(JwtStore([str(key)], lambda: time.time() + seconds).issue(GRANT)))
 
     assert lookup_behind(30) == (GRANT.host, GRANT.port)
     assert lookup_behind(70) is None
 
 
 def test_a_token_is_not_good_long_before_its_issue(store, clock):
-    token = made(store.issue(GRANT))
-    assert made(store.find(token)) is not None
+    token = result_of(store.issue(GRANT))
+    assert result_of(store.find(token)) is not None
     clock.rightNow -= 61
-    assert made(store.find(token)) is None
+    assert result_of(store.find(token)) is None
 
 
 def test_long_and_foreign_names_fit(store, key, plugin):
     user = "\N{PILE OF POO}" * 256
     grant = Grant(vm_id=2**31 - 1, host="h" * 253, port=65535, issued=AT, ttl=31_622_400, user=user)
-    token = made(store.issue(grant))
+    token = result_of(store.issue(grant))
     assert len(token) <= 4096
-    assert made(store.find(token)).grant == grant
-    assert plugin.lookup(made(JwtStore([str(key)], time.time).issue(grant))) == (grant.host, grant.port)
+    assert result_of(store.find(token)).grant == grant
+    assert plugin.lookup(result_of(JwtStore([str(key)], time.time).issue(grant))) == (grant.host, grant.port)
     with pytest.raises(TokenStoreError, match="too long"):
-        made(store.issue(Grant(vm_id=7, host="h", port=5900, issued=AT, ttl=1, user="u" * 4096)))
+        result_of(store.issue(Grant(vm_id=7, host="h", port=5900, issued=AT, ttl=1, user="u" * 4096)))
 
 
 # What it cannot be
@@ -179,18 +169,18 @@ def test_long_and_foreign_names_fit(store, key, plugin):
 )
 def test_what_such_tokens_cannot_do_is_refused_and_the_store_named_that_can(store, asked, limit):
     with pytest.raises(ActionError, match=limit) as refused:
-        made(asked(store))
+        result_of(asked(store))
     assert refused.value.code == ErrorCode.ACTION
     assert "live until they expire" in str(refused.value)
     assert ":token_store: folder or redis" in str(refused.value)
 
 
 def test_nobody_knows_which_tokens_there_are(store):
-    made(store.issue(GRANT))
+    result_of(store.issue(GRANT))
     assert store.revocable is False
-    assert made(store.holders(GRANT.host, GRANT.port)) == frozenset()
-    assert made(store.targets()) == {}
-    assert made(store.close()) is None
+    assert result_of(store.holders(GRANT.host, GRANT.port)) == frozenset()
+    assert result_of(store.targets()) == {}
+    assert result_of(store.close()) is None
 
 
 # What is no token
@@ -252,17 +242,17 @@ FORGED = {
 
 
 def test_the_forger_of_these_tests_can_make_a_good_token(store, key):
-    assert made(store.find(claiming()(key))).grant.host == "h"
+    assert result_of(store.find(claiming()(key))).grant.host == "h"
 
 
 @pytest.mark.parametrize("name", FORGED)
 def test_what_is_made_in_another_way_opens_nothing_even_with_the_key(store, key, name):
-    assert made(store.find(FORGED[name](key))) is None
+    assert result_of(store.find(FORGED[name](key))) is None
 
 
 def test_a_token_made_with_another_key_opens_nothing(store, tmp_path):
     other = written(tmp_path / "other.key", new_key())
-    assert made(store.find(claiming()(other))) is None
+    assert result_of(store.find(claiming()(other))) is None
 
 
 def test_only_one_forged_token_is_too_long_to_be_looked_at(key):
@@ -286,17 +276,17 @@ HEADER = "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0"
 @example(f"{HEADER}." * 300)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_garbage_opens_nothing_and_breaks_nothing(store, token):
-    assert made(store.find(token)) is None
-    assert made(store.use(token, 5)) is None
+    assert result_of(store.find(token)) is None
+    assert result_of(store.use(token, 5)) is None
 
 
 @given(st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_token_with_another_character_in_it_opens_nothing_else(store, data):
-    token = made(store.issue(GRANT))
+    token = result_of(store.issue(GRANT))
     at = data.draw(st.integers(0, len(token)))
     there = data.draw(st.text(max_size=3))
-    found = made(store.find(token[:at] + there + token[at + 1 :]))
+    found = result_of(store.find(token[:at] + there + token[at + 1 :]))
     # The last character of a part has bits that say nothing.
     assert found is None or found.grant == GRANT
 
@@ -314,7 +304,7 @@ def test_the_command_in_the_message_makes_a_key_for_both_sides(tmp_path, plugin,
     store = JwtStore([str(key)], time.time)
     assert store.prepare() == []
     assert key.stat().st_mode & 0o777 == 0o600
-    assert plugin.lookup(made(store.issue(GRANT))) == (GRANT.host, GRANT.port)
+    assert plugin.lookup(result_of(store.issue(GRANT))) == (GRANT.host, GRANT.port)
     assert [path.name for path in tmp_path.iterdir()] == [key.name]
 
 
@@ -354,11 +344,11 @@ def test_a_file_without_a_usable_key_is_refused_with_what_is_expected(key, clock
 @pytest.mark.parametrize("content", [GOOD, GOOD + "="])
 def test_every_key_that_is_accepted_is_one_for_websockify_too(key, plugin, content):
     written(key, content)
-    assert plugin.lookup(made(JwtStore([str(key)], time.time).issue(GRANT))) == (GRANT.host, GRANT.port)
+    assert plugin.lookup(result_of(JwtStore([str(key)], time.time).issue(GRANT))) == (GRANT.host, GRANT.port)
 
 
 def test_websockify_itself_does_not_read_a_key_with_a_line_break(key, plugin):
-    token = made(JwtStore([str(key)], time.time).issue(GRANT))
+    token = result_of(JwtStore([str(key)], time.time).issue(GRANT))
     assert plugin.lookup(token) is not None
     key.write_bytes(key.read_bytes() + b"\n")
     assert plugin.lookup(token) is None
@@ -418,18 +408,18 @@ def test_without_jwcrypto_it_says_what_to_install(key):
 def test_a_replaced_key_counts_at_once_and_the_one_before_it_is_still_read(key, tmp_path, plugin):
     old = written(tmp_path / "jwt.key.old", new_key())
     store = JwtStore([str(key), str(old)], time.time)
-    before = made(store.issue(GRANT))
+    before = result_of(store.issue(GRANT))
 
     written(old, key.read_bytes())
     written(key, new_key())
 
-    after = made(store.issue(GRANT))
-    assert made(store.find(before)).grant.host == GRANT.host
-    assert made(store.find(after)).grant.host == GRANT.host
+    after = result_of(store.issue(GRANT))
+    assert result_of(store.find(before)).grant.host == GRANT.host
+    assert result_of(store.find(after)).grant.host == GRANT.host
     assert plugin.lookup(after) == (GRANT.host, GRANT.port)
 
     written(old, new_key())
-    assert made(store.find(before)) is None, "nothing is left of a key that was taken away"
+    assert result_of(store.find(before)) is None, "nothing is left of a key that was taken away"
 
 
 def test_no_token_that_is_issued_while_keys_are_replaced_fails(key, tmp_path, plugin):
@@ -448,8 +438,8 @@ def test_no_token_that_is_issued_while_keys_are_replaced_fails(key, tmp_path, pl
     def issued_and_looked_up():
         """Return whether the key that websockify had at the issue was certainly there still at the lookup."""
         begin = writes[0]
-        token = made(store.issue(GRANT))
-        found, looked_up = made(store.find(token)), plugin.lookup(token)
+        token = result_of(store.issue(GRANT))
+        found, looked_up = result_of(store.find(token)), plugin.lookup(token)
         passed = writes[0] - begin
         # A write is counted when it is done, so there may have been one more. The one after an even count is of `old`.
         if begin % 2 == 0 and passed <= 1:
@@ -483,33 +473,33 @@ def test_no_token_that_is_issued_while_keys_are_replaced_fails(key, tmp_path, pl
 def test_a_key_that_goes_bad_is_used_no_more_until_it_is_good_again(key, clock, spoil, trouble):
     store = JwtStore([str(key)], clock.seconds)
     good = key.read_bytes()
-    token = made(store.issue(GRANT))
+    token = result_of(store.issue(GRANT))
     spoil(key)
     with capturedLogs() as events:
         for asked in (store.issue(GRANT), store.find(token), store.use(token, 5)):
             with pytest.raises(TokenStoreError, match="VNC proxy token") as refused:
-                made(asked)
+                result_of(asked)
             assert str(key) not in str(refused.value)
-        assert made(store.find("garbage")) is None
+        assert result_of(store.find("garbage")) is None
     assert len(events) == 1
     assert (events[0]["path"], trouble in events[0]["trouble"]) == (str(key), True)
     assert good.decode() not in repr(events)
     written(key, good)
     with capturedLogs() as events:
-        assert made(store.find(token)).grant == GRANT
-        assert made(store.find(made(store.issue(GRANT)))).grant == GRANT
+        assert result_of(store.find(token)).grant == GRANT
+        assert result_of(store.find(result_of(store.issue(GRANT)))).grant == GRANT
     assert [event["log_format"] for event in events] == ["JWT key file {path} can be used again"]
 
 
 def test_an_old_key_that_goes_bad_takes_only_its_own_tokens_with_it(key, tmp_path, clock):
     old = written(tmp_path / "jwt.key.old", new_key())
-    before = made(JwtStore([str(old)], clock.seconds).issue(GRANT))
+    before = result_of(JwtStore([str(old)], clock.seconds).issue(GRANT))
     store = JwtStore([str(key), str(old)], clock.seconds)
-    assert made(store.find(before)) is not None
+    assert result_of(store.find(before)) is not None
     old.unlink()
     with capturedLogs() as events:
-        assert made(store.find(made(store.issue(GRANT)))).grant == GRANT
-        assert made(store.find(before)) is None
+        assert result_of(store.find(result_of(store.issue(GRANT)))).grant == GRANT
+        assert result_of(store.find(before)) is None
     assert len(events) == 1
 
 
@@ -543,9 +533,9 @@ def proxy(key, python=sys.executable):
 def test_a_token_opens_its_console_and_neither_tokens_nor_keys_are_logged(key, python):
     with screen() as vnc_port, proxy(key, python()) as (process, console):
         grant = Grant(vm_id=7, host="127.0.0.1", port=vnc_port, issued=0, ttl=600, user="alice")
-        good = made(JwtStore([str(key)], time.time).issue(grant))
-        expired = made(JwtStore([str(key)], lambda: time.time() - 601).issue(grant))
-        early = made(JwtStore([str(key)], lambda: time.time() + 90).issue(grant))
+        good = result_of(JwtStore([str(key)], time.time).issue(grant))
+        expired = result_of(JwtStore([str(key)], lambda: time.time() - 601).issue(grant))
+        early = result_of(JwtStore([str(key)], lambda: time.time() + 90).issue(grant))
         shortened = good[:-1]
         signed_only = signed(key, {**CLAIMS, "exp": 0})
         unknown_algorithm = good.replace(
@@ -576,7 +566,7 @@ def test_a_console_on_ipv6_opens(key):
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener, proxy(key) as (_, console):
         listener.settimeout(START_SECONDS)
         grant = Grant(vm_id=7, host="::1", port=listener.getsockname()[1], issued=0, ttl=600)
-        with console(made(JwtStore([str(key)], time.time).issue(grant))) as opened:
+        with console(result_of(JwtStore([str(key)], time.time).issue(grant))) as opened:
             connection, _ = listener.accept()
             with connection:
                 connection.sendall(GREETING)
@@ -588,13 +578,13 @@ def test_keys_are_replaced_under_a_running_websockify(key, tmp_path):
     store = JwtStore([str(key), str(old)], time.time)
     with screen() as vnc_port, proxy(key) as (_, console):
         grant = Grant(vm_id=7, host="127.0.0.1", port=vnc_port, issued=0, ttl=600)
-        before = made(store.issue(grant))
+        before = result_of(store.issue(grant))
         with console(before) as opened:
             assert opened.receive_exactly(len(GREETING)) == GREETING
             for _ in range(5):
                 written(old, key.read_bytes())
                 written(key, new_key())
-                with console(made(store.issue(grant))) as another:
+                with console(result_of(store.issue(grant))) as another:
                     assert another.receive_exactly(len(GREETING)) == GREETING
             opened.send(b"still open")
             assert opened.receive_exactly(10) == b"still open"

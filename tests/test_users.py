@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from outcomes import result_of
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
@@ -249,16 +250,6 @@ def pool(oned, clock):
 def asked(pool):
     """Return the outcome of a question, as it comes."""
     return Deferred.fromCoroutine(pool.users())
-
-
-def result_of(deferred):
-    """Return what a deferred has come to, or raise it."""
-    outcome = []
-    deferred.addBoth(outcome.append)
-    assert outcome, "nothing has come yet"
-    if hasattr(outcome[0], "raiseException"):
-        outcome[0].raiseException()
-    return outcome[0]
 
 
 def names_in(deferred, *candidates):
