@@ -961,9 +961,50 @@ def test_doors_that_can_open_behind_a_trusted_proxy_only_are_warned_about_where_
     assert config.auth == (tuple(doors) if isinstance(doors, list) else (doors,))
 
 
+def test_signed_requests_through_a_web_server_that_nobody_trusts_are_warned_about():
+    url = {"public_url": "https://cloud.example.org/RPC2/vnctoken"}
+    _, (warning,) = configured(auth=["opennebula", "ec2"], **url)
+    assert warning.startswith("ours.conf: without effect: ec2 in :auth: for who calls :public_url:")
+    for more in (url | {"trusted_proxies": "127.0.0.1"}, {}):
+        assert configured(auth=["opennebula", "ec2"], **more)[1] == []
+
+
+@pytest.mark.parametrize("text", ["? {digits}\n: 1\n", ":log:\n  ? {digits}\n  : 1\n"])
+def test_a_key_that_is_a_number_of_thousands_of_digits_is_no_traceback(tmp_path, text):
+    file = tmp_path / "vnctoken-server.conf"
+    # In hexadecimal: Python reads that at any length, and writes no decimal number of it.
+    file.write_text(text.format(digits="0x" + "f" * 5000))
+    load({}, str(file), None)
+
+
 @pytest.mark.parametrize("proxy", ["127.0.0.1", "unix:/run/vnctoken/http.sock"])
 def test_every_door_can_be_open_at_once(proxy):
     assert configured(auth=[*DOORS], trusted_proxies=proxy)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("written", "needs"),
+    [
+        ({}, []),
+        ({"auth": ["opennebula", "basic"], "verify_on_connect": True}, []),
+        ({"auth": ["ec2", "basic", "x509"]}, [":auth: has ec2", ":auth: has x509"]),
+        ({"auth": ["remote", "onegate"]}, [":auth: has remote", ":auth: has onegate"]),
+        ({"verify_on_connect": True, "resolver_listen": "127.0.0.1:2647"}, [":verify_on_connect: is yes"]),
+    ],
+)
+def test_what_takes_a_login_of_the_services_own_is_known(written, needs):
+    assert configured(**written)[0].needs_login == needs
+
+
+@pytest.mark.parametrize(
+    ("core_auth", "place"),
+    [
+        ("cipher", "vnctoken_auth or sunstone_auth in /var/lib/one/.one"),
+        ("x509", "/etc/one/auth/server_x509_auth.conf"),
+    ],
+)
+def test_the_place_of_that_login_is_opennebulas(core_auth, place):
+    assert configured(core_auth=core_auth)[0].server_login == place
 
 
 @pytest.mark.parametrize("doors", ["opennebula", "ec2", "onegate", ["opennebula", "ec2", "onegate"]])

@@ -49,6 +49,11 @@ def oddities(config: Config) -> Iterator[str]:
             f"without effect: {', '.join(shut)} in :auth:; they take requests that came over TLS only, as a proxy says"
             " that :trusted_proxies: names, and it names none"
         )
+    if not config.trusted_proxies and config.public_url is not None and "ec2" in config.auth:
+        yield (
+            "without effect: ec2 in :auth: for who calls :public_url:; the web server there adds headers that count"
+            " from :trusted_proxies: only, which names none"
+        )
     if config.token_ttl > config.token_ttl_max:
         yield (
             f":token_ttl: is {config.token_ttl}, more than :token_ttl_max:, which is {config.token_ttl_max}: who asks"

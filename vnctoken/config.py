@@ -223,7 +223,8 @@ def _read(named: str | None, usual: Path) -> Source:
         raise ConfigError(f"{path}: holds a {type(content).__name__}; lines such as ':port: 2644' are expected")
     values: dict[str, Any] = {}
     for written, value in content.items():
-        key = str(written).strip(":")
+        # Python writes no number of thousands of digits.
+        key = shown(written) if isinstance(written, int) else str(written).strip(":")
         if key in values:
             raise ConfigError(f"{path}: :{key}: is given twice, with and without its first colon; keep one of them")
         values[key] = value
@@ -246,7 +247,7 @@ def _log(source: Source) -> dict[str, Any]:
     if not isinstance(value, dict):
         expected = "':level:' and ':system:' below it are expected"
         raise ConfigError(f"{source.name}: :log: is {shown(value)}, but {expected}")
-    log = {str(key).strip(":"): item for key, item in value.items()}
+    log = {key.strip(":"): item for key, item in value.items() if isinstance(key, str)}
     settings: dict[str, Any] = {}
     if "level" in log:
         settings["debug_level"] = _checked(source.name, ":log: :level:", log["level"], integer(0, 3))
