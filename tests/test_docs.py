@@ -1,10 +1,12 @@
 """What the documents say, held against what the service does. Every snippet is run as it is written."""
 
 import configparser
+import contextlib
 import os
 import pwd
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import xmlrpc.client
@@ -12,24 +14,41 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from conftest import ROOT, program, running, tokens_in
+from authorities import Authority
+from callers import admission, caller
+from conftest import ROOT, free_port, program, running, tokens_in, vnctoken_server
 from jwcrypto.jwk import JWK
 from memory import MemoryStore
 from test_consoles import RUNNING, MemoryOned, consoles_of, result_of
+from test_reverse_proxies import HASHED, LOGIN, LOGINS, SOCKETS
 from twisted.internet.task import Clock
+from webservers import CERTIFICATES, HOST, Upstreams, open_folder, set_to, web_server
 
-from vnctoken.config import DEFAULT_CONSOLE_STATES, INHERITED, Config, load
+from vnctoken.accessvalues import DOORS
+from vnctoken.auth import ASSERTIONS, Caller
+from vnctoken.auth.basic import BasicDoor
+from vnctoken.auth.ec2 import Ec2Door
+from vnctoken.auth.onegate import OneGateDoor
+from vnctoken.auth.remote import RemoteDoor
+from vnctoken.auth.x509 import X509Door
+from vnctoken.config import DEFAULT_CONSOLE_STATES, DOORS_AS_SERVER, INHERITED, Config, load
 from vnctoken.doctor import NAMES
-from vnctoken.errors import ActionError, ErrorCode
+from vnctoken.errors import ActionError, AuthorizationError, ErrorCode
 from vnctoken.readers import token_options
 from vnctoken.tokens import Grant
 from vnctoken.tokens.jwt import JwtStore
 from vnctoken.tokens.redis import RedisStore
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
-README, PROTOCOL, OPERATIONS, TOKENS = (
+README, PROTOCOL, OPERATIONS, TOKENS, AUTHENTICATION = (
     (ROOT / path).read_text(encoding="utf-8")
-    for path in ("README.md", "docs/protocol.md", "docs/operations.md", "docs/tokens.md")
+    for path in (
+        "README.md",
+        "docs/protocol.md",
+        "docs/operations.md",
+        "docs/tokens.md",
+        "docs/authentication.md",
+    )
 )
 DOCUMENTED_URL = "http://127.0.0.1:2644/RPC2"
 
@@ -114,6 +133,9 @@ def test_the_operators_document_lists_every_setting_with_its_default_and_where_i
     for key, (default, _) in listed.items():
         if key == "console_states":
             assert default == f"{len(DEFAULT_CONSOLE_STATES)} states, see the file"
+        elif key == "permissions":
+            assert default == "all `true`, see the file"
+            assert {*defaults[":permissions"][":vm"].values()} == {True}
         else:
             assert yaml.safe_load(default) == defaults[f":{key}"]
 
@@ -181,12 +203,61 @@ def test_the_protocols_refusals_are_those_that_clients_get(service):
             assert [f"{code:#06x}", answered] in rows(PROTOCOL, "The refusals")
 
 
+def refusals():
+    """Return codes and messages as documented, without what explains them."""
+    documented = rows(PROTOCOL, "The refusals")
+    return {(int(code, 16), told.split("`:")[0]) for code, told in documented if re.fullmatch("0x[0-9]{4}", code)}
+
+
+def refused(url, session, method="vnctoken", vm_id=0, **headers):
+    named = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    with xmlrpc.client.ServerProxy(url, headers=named) as portal:
+        success, message, code = getattr(portal.one.vm, method)(session, vm_id)
+    assert success is False
+    return code, message
+
+
+def test_the_protocol_says_how_callers_are_refused_at_the_doors(tmp_path, cloud):
+    settings = """
+:auth: [opennebula, basic]
+:auth_failures: 1/hour
+:permissions: {vm: {vnc: false}}
+:restricted_groups: users
+"""
+    basic = "Basic YWxpY2U6c2VjcmV0"
+    with vnctoken_server(tmp_path, cloud.url, settings) as service:
+        told = [
+            refused(service.url, "alice:secret", "vnc"),
+            refused(service.url, "alice:secret"),
+            refused(service.url, ""),
+            refused(service.url, "", Authorization=basic),
+            refused(service.url, "", X_Auth_Username="alice"),
+        ]
+        assert refused(service.url, "bob:wrong")[0] == 0x0100
+        code, message = refused(service.url, "bob:wrong")
+    with vnctoken_server(tmp_path, cloud.url, ":auth: basic\n:allowed_groups: [oneadmin, 100]") as service:
+        told.append(refused(service.url, "alice:secret"))
+    with vnctoken_server(tmp_path, cloud.url, ":allowed_groups: [oneadmin, 100]") as service:
+        told.append(refused(service.url, "alice:secret"))
+        told.append(refused(service.url, ""))
+    assert len({*told}) == 8
+    assert refusals().issuperset(told)
+    assert (code, re.sub(r"\d+ seconds", "6 seconds", message)) in refusals()
+
+
+def test_the_protocol_says_how_a_vm_is_refused():
+    guest = Caller("onegate", "alice", "alice:secret", "192.0.2.7", vm_id=0)
+    with pytest.raises(AuthorizationError) as caught:
+        result_of(admission(MemoryOned(RUNNING)).vm_info(guest, 9))
+    assert (caught.value.code, str(caught.value)) in refusals()
+
+
 def test_the_protocol_says_what_two_vms_at_one_port_get():
     vm = replace(RUNNING, host="dummy-host-2.example.org", port="5920")
     consoles = consoles_of(MemoryOned(vm), MemoryStore(), presence=True)
-    result_of(consoles.open("bob:secret", 7))
+    result_of(consoles.open(caller("bob:secret"), 7))
     with pytest.raises(ActionError) as caught:
-        result_of(consoles.open("alice:secret", 20))
+        result_of(consoles.open(caller("alice:secret"), 20))
     assert [f"{caught.value.code:#06x}", str(caught.value)] in rows(PROTOCOL, "The refusals")
 
 
@@ -221,6 +292,111 @@ def test_a_reader_who_copies_the_protocols_revocation_takes_all_tokens_back(serv
         r"^\| `(\w+)` \| \w+ \|", PROTOCOL.split("### Taking tokens back")[1].split("\n## ")[0], re.MULTILINE
     )
     assert set(members) == set(listed)
+
+
+def section(name):
+    """Return what docs/authentication.md says below a heading, without what is below the next one of its kind."""
+    return re.split("\n#{2,3} ", re.split(f"\n#{{2,3}} {re.escape(name)}\n", AUTHENTICATION)[1])[0]
+
+
+def test_every_door_is_documented_and_listed_with_what_it_takes():
+    needs = {name: takes for name, _, _, takes in rows(AUTHENTICATION, "Which door for whom")}
+    assert tuple(needs) == DOORS
+    assert {name for name, takes in needs.items() if "trusted proxy" in takes} == {
+        door.name for door in (BasicDoor, X509Door, RemoteDoor, Ec2Door, OneGateDoor) if door.needs_tls
+    }
+    assert {name for name, takes in needs.items() if "server login" in takes} == DOORS_AS_SERVER
+    for name in DOORS:
+        assert "*It takes for granted*" in section(name)
+
+
+@pytest.mark.parametrize("settings", snippets(AUTHENTICATION, "yaml"))
+def test_the_documented_settings_of_doors_are_taken(settings, tmp_path):
+    file = tmp_path / "vnctoken-server.conf"
+    file.write_text(settings, encoding="utf-8")
+    config, warnings = load({}, str(file), os.devnull)
+    assert warnings == []
+    # Which would not be so if one of them stood there for nothing; that of the failures is the default.
+    assert config != Config() or settings == ":auth_failures: 10/min\n"
+
+
+def test_the_headers_that_count_from_trusted_proxies_alone_are_documented():
+    named = re.findall("`([A-Za-z_-]+)`", section("Trusted proxies").split(". Anybody can")[0])
+    assert sorted(named) == sorted(ASSERTIONS)
+
+
+@contextlib.contextmanager
+def service_with(one_location, cloud, settings):
+    """Run the service with a server login, as the sandbox's oned knows it."""
+    login = one_location / "var" / ".one" / "sunstone_auth"
+    login.parent.mkdir(parents=True)
+    login.write_text("serveradmin:serveradmin-secret-for-tests\n", encoding="utf-8")
+    with vnctoken_server(one_location, cloud.url, settings) as running_service:
+        yield running_service
+
+
+def console_of(folder, vm_id, text, **environment):
+    """Run a documented call for a VM and return the token that it is answered with."""
+    (call,) = (found for found in snippets(AUTHENTICATION, "sh") if "console.xml <<" in found)
+    assert "<int>20<" in call
+    done = subprocess.run(
+        ("sh", "-ec", call.replace("<int>20<", f"<int>{vm_id}<") + text),
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    ((success, result, _),), _ = xmlrpc.client.loads(done.stdout)
+    assert success, result
+    return result["Token"]
+
+
+@pytest.mark.parametrize(
+    ("door", "user", "vm_id"),
+    [("basic", "alice", 20), ("x509", "xenia", 35), ("remote", "remy", 36), ("ec2", "alice", 20)],
+)
+def test_a_reader_who_copies_a_doors_example_gets_a_console_through_nginx(door, user, vm_id, tmp_path, cloud):
+    program("curl")
+    (settings,), (call,) = snippets(section(door), "yaml"), snippets(section(door), "sh")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(open_folder("service"))
+        changes = set_to(SOCKETS["nginx"], folder / "proxy.sock")
+        if door == "x509":
+            authority = Authority(tmp_path)
+            shutil.copy(authority.issue().file, tmp_path / "xenia.pem")
+            changes += set_to(CERTIFICATES["nginx"], authority.file)
+        if door == "remote":
+            (folder / "htpasswd").write_text(f"{LOGIN[0]}:{HASHED}\n", encoding="utf-8")
+            changes += set_to(LOGINS["nginx"], folder / "htpasswd")
+        settings = settings.replace("/run/vnctoken/proxy.sock", str(folder / "proxy.sock"))
+        service = stack.enter_context(service_with(tmp_path / "one", cloud, settings))
+        front = stack.enter_context(web_server("nginx", Upstreams(1, 2, 3), changes))
+        (tmp_path / ".curlrc").write_text(
+            f'connect-to = "{HOST}:443:127.0.0.1:{front.https_port}"\ncacert = "{front.certificate}"\n',
+            encoding="utf-8",
+        )
+        token = console_of(tmp_path, vm_id, call, CURL_HOME=str(tmp_path))
+        assert token == issued_token(service, vm_id)
+        assert f"one.vm.vnctoken vm={vm_id} user={user} door={door} " in service.log.read_text()
+
+
+def test_a_reader_who_copies_the_example_with_botocore_gets_a_console(tmp_path, cloud):
+    (settings,), (call,) = snippets(section("ec2"), "yaml"), snippets(section("ec2"), "python")
+    here = f"http://127.0.0.1:{free_port()}"
+    with open_folder("service") as folder:
+        settings = settings.replace("/run/vnctoken", str(folder)).replace(f"https://{HOST}", here)
+        with service_with(tmp_path / "one", cloud, f"{settings}:port: {here.rpartition(':')[2]}") as service:
+            told = output((sys.executable, "-"), call.replace(f"https://{HOST}", here), service)
+            assert told == issued_token(service)
+
+
+def test_a_portal_that_says_whom_it_calls_for_as_documented_is_believed(tmp_path, cloud):
+    (call,) = snippets(section("Trusted proxies"), "python")
+    with vnctoken_server(tmp_path / "one", cloud.url, ":trusted_proxies: 127.0.0.1") as service:
+        assert output((sys.executable, "-"), call, service) == issued_token(service)
+        assert "192.0.2.7 one.vm.vnctokenonly vm=20 user=alice" in service.log.read_text()
 
 
 def stores():
