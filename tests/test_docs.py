@@ -19,7 +19,8 @@ from callers import admission, caller
 from conftest import ROOT, free_port, program, running, tokens_in, vnctoken_server
 from jwcrypto.jwk import JWK
 from memory import MemoryStore
-from test_consoles import RUNNING, MemoryOned, consoles_of, result_of
+from outcomes import result_of
+from test_consoles import RUNNING, MemoryOned, consoles_of
 from test_reverse_proxies import HASHED, LOGIN, LOGINS, SOCKETS
 from twisted.internet.task import Clock
 from webservers import CERTIFICATES, HOST, Upstreams, open_folder, set_to, web_server
@@ -232,6 +233,7 @@ def test_the_protocol_says_how_callers_are_refused_at_the_doors(tmp_path, cloud)
             refused(service.url, ""),
             refused(service.url, "", Authorization=basic),
             refused(service.url, "", X_Auth_Username="alice"),
+            refused(service.url, "", Origin="https://portal.example.org"),
         ]
         assert refused(service.url, "bob:wrong")[0] == 0x0100
         code, message = refused(service.url, "bob:wrong")
@@ -240,7 +242,7 @@ def test_the_protocol_says_how_callers_are_refused_at_the_doors(tmp_path, cloud)
     with vnctoken_server(tmp_path, cloud.url, ":allowed_groups: [oneadmin, 100]") as service:
         told.append(refused(service.url, "alice:secret"))
         told.append(refused(service.url, ""))
-    assert len({*told}) == 8
+    assert len({*told}) == 9
     assert refusals().issuperset(told)
     assert (code, re.sub(r"\d+ seconds", "6 seconds", message)) in refusals()
 

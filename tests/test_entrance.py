@@ -169,6 +169,26 @@ def test_where_no_proxy_is_trusted_such_a_header_changes_nothing_about_a_session
     assert log == []
 
 
+# Browsers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example.org", "null", "https://cloud.example.org.evil.example", ""])
+def test_a_page_of_another_site_cannot_call_with_what_the_browser_adds_by_itself(origin):
+    door = MemoryDoor("basic")
+    headers = {"X-basic": f"alice:{SECRET}", "Host": "cloud.example.org", "Origin": origin}
+    assert refusal([door], headers).startswith("A page of another site sent this request")
+    assert door.proved == []
+    # What a page has to know by itself is its own affair.
+    assert admitted([door], headers, SESSION).door == OPENNEBULA
+
+
+@pytest.mark.parametrize("origin", ["https://cloud.example.org", "HTTPS://Cloud.example.org"])
+def test_a_page_of_this_site_and_a_program_can(origin):
+    headers = {"X-basic": f"alice:{SECRET}", "Host": "cloud.example.org"}
+    for more in ({}, {"Origin": origin}):
+        assert admitted([MemoryDoor("basic")], headers | more).user == "alice"
+
+
 # Guessing
 
 

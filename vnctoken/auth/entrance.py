@@ -63,6 +63,11 @@ class Entrance:
         return await self._identified(request)
 
     async def _identified(self, request: HttpRequest) -> Caller:
+        if _is_of_another_site(request):
+            raise AuthenticationError(
+                "A page of another site sent this request, in the name of whoever looks at it; call from a page at this"
+                " address, or from no page"
+            )
         for door in self._doors:
             claim = self._claim(door, request)
             if claim is None:
@@ -100,6 +105,13 @@ class Entrance:
 
     def _names(self) -> str:
         return ", ".join(door.name for door in self._doors)
+
+
+def _is_of_another_site(request: HttpRequest) -> bool:
+    """Whether a browser says so: it adds passwords and certificates by itself, whatever page has the idea."""
+    origins = request.headers.getRawHeaders(b"Origin") or ()
+    host = (request.headers.getRawHeaders(b"Host") or [b""])[0].lower()
+    return any(origin.lower().partition(b"://")[2] != host for origin in origins)
 
 
 class Visit:
