@@ -410,7 +410,7 @@ def test_a_user_who_cannot_stand_in_a_session_string_is_refused():
     def session(name):
         raise AuthenticationError("A user name with a space cannot be logged in")
 
-    assert "A user name with a space" in Entry(session=session).refusal(v4())
+    assert "his name cannot stand in a session string" in Entry(session=session).refusal(v4())
 
 
 def test_if_oned_cannot_be_asked_the_signature_is_not_used_up():

@@ -91,7 +91,7 @@ def test_a_user_whose_name_cannot_stand_in_a_session_is_refused():
     def session(name):
         raise AuthenticationError("no such session")
 
-    assert "OpenNebula name" in refusal("remy@EXAMPLE.ORG", session=session)
+    assert "his name cannot stand in a session string" in refusal("remy@EXAMPLE.ORG", session=session)
 
 
 def test_an_oned_that_is_down_is_no_wrong_name():

@@ -375,7 +375,7 @@ def test_that_oned_refuses_the_service_is_not_the_callers_fault(pool, oned, refu
 def test_other_refusals_are_oneds_error_too_without_its_words(pool, oned, refused):
     waiting = asked(pool)
     oned.refuse(refused.code, "said something")
-    with pytest.raises(OnedError, match="does not tell the service who its users are") as told:
+    with pytest.raises(OnedError, match="does not answer the service's own login") as told:
         result_of(waiting)
     assert "said something" not in str(told.value)
 

@@ -6,6 +6,7 @@ flight and the rest wait here, in a bounded queue, under one deadline.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pyone
@@ -26,7 +27,7 @@ from vnctoken.vm import VirtualMachine, vms_by_id
 from vnctoken.wire import Fault, read_answer, write_call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
     from twisted.internet.interfaces import IReactorTime
 
@@ -62,6 +63,19 @@ _Result = TypeVar("_Result")
 async def at_once(work: Callable[[], _Result]) -> _Result:
     """Return what some work returns, done here and now."""
     return work()
+
+
+@contextmanager
+def as_the_service() -> Iterator[None]:
+    """Make an OnedError of whatever oned refuses to the service's own login: no caller can help it."""
+    try:
+        yield
+    except OnedError:
+        raise
+    except (AuthenticationError, AuthorizationError):
+        raise OnedError("oned refuses the service's own login") from None
+    except VnctokenError as error:
+        raise OnedError(f"oned does not answer the service's own login ({error.code.name})") from None
 
 
 class _NoSuchMethodError(OnedError):

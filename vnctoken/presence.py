@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vnctoken.errors import AuthenticationError, AuthorizationError, NoExistsError, OnedError
+from vnctoken.errors import NoExistsError
+from vnctoken.oned import as_the_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,10 +28,9 @@ class Presence:
 
         Raises OnedError if oned could not be asked, or refuses the service's own login.
         """
-        try:
-            vm = await self._oned.vm_info(self._session(), grant.vm_id)
-        except NoExistsError:
-            return False
-        except (AuthenticationError, AuthorizationError):
-            raise OnedError("oned refuses the service's own login") from None
+        with as_the_service():
+            try:
+                vm = await self._oned.vm_info(self._session(), grant.vm_id)
+            except NoExistsError:
+                return False
         return not self._rules.problem_of(vm, grant)

@@ -14,9 +14,12 @@ from twisted.logger import Logger
 
 from vnctoken.auth import OPENNEBULA
 from vnctoken.auth.admission import Admission, GroupRules
+from vnctoken.auth.basic import BasicDoor
+from vnctoken.auth.ec2 import Ec2Door
 from vnctoken.auth.entrance import Entrance
 from vnctoken.auth.guessing import Guessing
 from vnctoken.auth.proxies import TrustedProxies
+from vnctoken.auth.remote import RemoteDoor
 from vnctoken.auth.users import UserPool
 from vnctoken.consoles import Consoles, Terms
 from vnctoken.errors import ConfigError, OnedError
@@ -160,35 +163,29 @@ def make_oned(config: Config, reactor: Any) -> Oned:
 
 
 def _doors(config: Config, reactor: Any, oned: Oned, login: ServerLogin | None) -> list[Door]:
-    """Build the doors of `:auth:`. Each module is imported when it is wanted, as some need an extra."""
+    """Build the doors of `:auth:`."""
+    if login is None:
+        # `_server_login` has let nothing else be there then.
+        return [BasicDoor(oned)] if "basic" in config.auth else []
     doors: list[Door] = []
-    users = UserPool(oned, login.session, reactor).users if login else None
+    session, users = login.session, UserPool(oned, login.session, reactor).users
     for name in config.auth:
-        if name == "basic":
-            from vnctoken.auth.basic import BasicDoor  # noqa: PLC0415
-
-            doors.append(BasicDoor(oned))
-        if login is None or users is None:
-            continue  # `_server_login` has not let a service begin that needs one
         match name:
+            case "basic":
+                doors.append(BasicDoor(oned))
             case "x509":
-                from vnctoken.auth.x509 import X509Door  # noqa: PLC0415
+                from vnctoken.auth.x509 import X509Door  # noqa: PLC0415 (cryptography is an extra)
 
-                doors.append(X509Door(users=users, session=login.session, now=time.time))
+                doors.append(X509Door(users=users, session=session, now=time.time))
             case "remote":
-                from vnctoken.auth.remote import RemoteDoor  # noqa: PLC0415
-
-                doors.append(RemoteDoor(users=users, session=login.session))
+                doors.append(RemoteDoor(users=users, session=session))
             case "ec2":
-                from vnctoken.auth.ec2 import Ec2Door  # noqa: PLC0415
-
                 host = config.public_url and urlsplit(config.public_url).netloc
-                doors.append(Ec2Door(users=users, session=login.session, now=time.time, clock=reactor, host=host))
+                doors.append(Ec2Door(users=users, session=session, now=time.time, clock=reactor, host=host))
             case "onegate":
-                from vnctoken.auth.onegate import OneGateDoor  # noqa: PLC0415
+                from vnctoken.auth.onegate import OneGateDoor  # noqa: PLC0415 (cryptography is an extra)
 
-                own = login.session
-                doors.append(OneGateDoor(oned=oned, users=users, own_session=own, session=login.session))
+                doors.append(OneGateDoor(oned=oned, users=users, own_session=session, session=session))
     return doors
 
 

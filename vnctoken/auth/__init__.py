@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from vnctoken.errors import AuthenticationError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -95,6 +97,17 @@ class Identity:
     user: str
     session: str = field(repr=False)
     vm_id: int | None = None
+
+
+def acting_for(user: str, session: Callable[[str], str], vm_id: int | None = None) -> Identity:
+    """Return the identity of a user for whom the service acts, by what `session` makes of his name.
+
+    Raises CredentialError if his name cannot stand in a session string.
+    """
+    try:
+        return Identity(user, session(user), vm_id)
+    except AuthenticationError:
+        raise CredentialError("nobody can act for this user: his name cannot stand in a session string") from None
 
 
 @dataclass(frozen=True, slots=True)

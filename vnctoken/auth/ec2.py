@@ -10,9 +10,8 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
-from vnctoken.auth import Claim, CredentialError, Identity, sigv2, sigv4
+from vnctoken.auth import Claim, CredentialError, Identity, acting_for, sigv2, sigv4
 from vnctoken.auth.replays import Replays
-from vnctoken.errors import AuthenticationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,10 +82,7 @@ class Ec2Door:
                 f"the signature is wrong, or there is no enabled user of this name with a password{expected}"
             )
         self._replays.use(known.name, signed.signature, now - signed.made)
-        try:
-            return Identity(known.name, self._session(known.name))
-        except AuthenticationError as error:
-            raise CredentialError(f"nobody can act as this user: {error}") from None
+        return acting_for(known.name, self._session)
 
 
 _CLOCKS = "; it is good for 15 minutes before and after its date: are both clocks right?"

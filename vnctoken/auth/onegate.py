@@ -16,8 +16,9 @@ import pyone
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
-from vnctoken.auth import Claim, CredentialError, Identity
-from vnctoken.errors import AuthenticationError, NoExistsError, OnedError, VnctokenError
+from vnctoken.auth import Claim, CredentialError, Identity, acting_for
+from vnctoken.errors import NoExistsError
+from vnctoken.oned import as_the_service
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -98,21 +99,14 @@ class OneGateDoor:
         owner = users.by_name(vm.owner)
         if owner is None:
             raise CredentialError("the VM's owner is not among the enabled users")
-        try:
-            return Identity(owner.name, self._session(owner.name), vm_id)
-        except AuthenticationError as error:
-            raise CredentialError(f"nobody can act as the VM's owner: {error}") from None
+        return acting_for(owner.name, self._session, vm_id)
 
     async def _vm(self, vm_id: int) -> VirtualMachine | None:
-        session = self._own_session()
-        try:
-            return await self._oned.vm_info(session, vm_id)
-        except NoExistsError:
-            return None
-        except OnedError:
-            raise
-        except VnctokenError as error:
-            raise OnedError(f"oned does not answer the service's own login: {error}") from error
+        with as_the_service():
+            try:
+                return await self._oned.vm_info(self._own_session(), vm_id)
+            except NoExistsError:
+                return None
 
 
 def context_token(key: bytes, vm_id: int, started: str) -> bytes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vnctoken.auth import Claim, CredentialError, Identity
-from vnctoken.errors import AuthenticationError
+from vnctoken.auth import Claim, CredentialError, Identity, acting_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,7 +47,4 @@ class RemoteDoor:
         user = (await self._users()).by_remote_name(remote_name)
         if user is None:
             raise CredentialError("no user of the driver public has this name")
-        try:
-            return Identity(user.name, self._session(user.name))
-        except AuthenticationError:
-            raise CredentialError("the user's OpenNebula name cannot stand in a session string") from None
+        return acting_for(user.name, self._session)

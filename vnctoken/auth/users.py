@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from vnctoken.errors import AuthenticationError, AuthorizationError, OnedError, VnctokenError
+from vnctoken.errors import OnedError
+from vnctoken.oned import as_the_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -94,14 +95,8 @@ class UserPool:
 
     async def _ask(self) -> Users:
         asked = self._clock.seconds()
-        try:
+        with as_the_service():
             accounts = await self._oned.users(self._session())
-        except OnedError:
-            raise
-        except (AuthenticationError, AuthorizationError):
-            raise OnedError("oned refuses the service's own login") from None
-        except VnctokenError as error:
-            raise OnedError(f"oned does not tell the service who its users are ({error.code.name})") from None
         if not any(account.id == _ONEADMIN for account in accounts):
             raise OnedError("oned tells the service of its own user alone: that has to be in the group oneadmin")
         if self._clock.seconds() >= asked + CACHE_SECONDS:

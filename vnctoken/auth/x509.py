@@ -11,9 +11,8 @@ from urllib.parse import unquote_to_bytes
 
 from cryptography import x509
 
-from vnctoken.auth import Claim, CredentialError, Identity
+from vnctoken.auth import Claim, CredentialError, Identity, acting_for
 from vnctoken.auth.dn import DistinguishedName, elements, names, oid_text
-from vnctoken.errors import AuthenticationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -85,10 +84,7 @@ class X509Door:
             user = _named(users, certificate.principal)
         if user is None:
             raise CredentialError("no user of the driver x509 has the name in the certificate")
-        try:
-            return Identity(user.name, self._session(user.name))
-        except AuthenticationError:
-            raise CredentialError("the user's OpenNebula name cannot stand in a session string") from None
+        return acting_for(user.name, self._session)
 
 
 def _named(users: Users, stored: tuple[str, str]) -> User | None:
