@@ -505,7 +505,7 @@ WRONG = [
         )
     ],
     *[("core_auth", value, "cipher or x509") for value in ("", "Cipher", "opennebula", None, True, ["cipher"], 7)],
-    *[("expire_delta", value, "a whole number from 60 to 86400") for value in (0, 59, 86401, "30m", None, True, 1e3)],
+    *[("expire_delta", value, "a whole number from 1 to 86400") for value in (0, -1, 86401, "30m", None, True, 1e3)],
     *[("expire_margin", value, "a whole number from 0 to 86400") for value in (-1, 86401, "5m", None, False)],
     *[
         ("trusted_proxies", value, TRUSTED)

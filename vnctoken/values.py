@@ -150,7 +150,7 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "one_xmlrpc_ca": kinds.optional(kinds.text("the path of a file of CA certificates in PEM")),
     "auth": doors,
     "core_auth": kinds.one_of(*CORE_AUTHS),
-    "expire_delta": kinds.integer(_MINUTE, _DAY),
+    "expire_delta": kinds.integer(1, _DAY),
     "expire_margin": kinds.integer(0, _DAY),
     "trusted_proxies": proxies,
     "auth_failures": rate,
