@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from callers import entrance
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
@@ -52,8 +52,8 @@ class Answers:
 class Wire(StringTransport):
     """A connection whose client reads what it is sent, so that a close ends it; unless it is `stuck`."""
 
-    def __init__(self, *, stuck=False):
-        super().__init__(peerAddress=CLIENT)
+    def __init__(self, *, stuck=False, peer=CLIENT):
+        super().__init__(peerAddress=peer)
         self.stuck = stuck
         self.ended = False
         self.aborted = False
@@ -121,8 +121,8 @@ class World:
             self.answers, self.clock, TrustedProxies([]), max_connections=max_connections, max_request_bytes=LIMIT
         )
 
-    def connect(self, *, stuck=False):
-        wire = Wire(stuck=stuck)
+    def connect(self, *, stuck=False, peer=CLIENT):
+        wire = Wire(stuck=stuck, peer=peer)
         wire.channel = self.site.buildProtocol(CLIENT)
         wire.channel.makeConnection(wire)
         return Client(wire)
@@ -648,6 +648,16 @@ class Counting:
         await Deferred()
         self.written += 1
         return Console(vm_id, "host", "VNC", 5900, "", "", wss=False, token="f" * 32, ttl=600)
+
+
+def test_who_comes_by_the_unix_socket_is_a_trusted_proxy_and_nobody_else_passes_for_one():
+    world = World()
+    for peer in (UNIXAddress(None), object()):
+        with capturedLogs() as events:
+            client = world.connect(peer=peer)
+            client.send(request(fields=[b"X-Forwarded-For: 192.0.2.77"]))
+        assert client.received.startswith(b"HTTP/1.1 200" if events == [] else b"HTTP/1.1 500")
+    assert world.answers.questions == [(b"hello", "192.0.2.77")]
 
 
 def test_the_client_that_leaves_while_oned_is_asked_gets_no_token_and_one_line_in_the_log(events):

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
+from twisted.internet.address import UNIXAddress
 from twisted.web import http
 
 from vnctoken.auth import HttpRequest
@@ -39,22 +40,11 @@ class RpcSite(BoundedSite):
         if request.method not in (b"POST", b"GET"):
             allowed = ((b"Allow", b"GET, POST"),)
             return Answer(b"XML-RPC calls are POSTs\n", status=http.NOT_ALLOWED, headers=allowed)
-        headers = request.requestHeaders
-        # A Unix socket's other end has no host.
-        origin = self._proxies.origin(getattr(request.getClientAddress(), "host", None), headers)
-        body = await self._rpc.answer(
-            HttpRequest(
-                request.method,
-                request.uri,
-                headers,
-                request.content.read(),
-                origin.client,
-                origin.trusted,
-                origin.secure,
-                origin.presumed,
-            )
-        )
-        return Answer(body, b"text/xml; charset=utf-8")
+        headers, peer = request.requestHeaders, request.getClientAddress()
+        # Nobody else may pass for a Unix socket's other end, which is trusted.
+        origin = self._proxies.origin(None if isinstance(peer, UNIXAddress) else peer.host, headers)
+        call = HttpRequest(request.method, request.uri, headers, request.content.read(), *origin)
+        return Answer(await self._rpc.answer(call), b"text/xml; charset=utf-8")
 
 
 class ResolverSite(BoundedSite):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vnctoken.auth import ASSERTIONS
 
@@ -25,12 +24,8 @@ UNIX_CLIENT = "unix"
 _HOP = re.compile(r"\[(?P<ipv6>[^\]]+)\](?::[0-9]+)?|(?P<ipv4>[0-9.]+):[0-9]+", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a request came from: the caller's address, whether a trusted proxy sent it, and whether that got it by TLS.
-
-    `presumed` names headers that only a trusted proxy may send, in a request that came from somebody else.
-    """
+class Origin(NamedTuple):
+    """Where a request came from: the last things that an HttpRequest knows of itself, as that explains them."""
 
     client: str
     trusted: bool
