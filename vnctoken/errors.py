@@ -10,6 +10,8 @@
     ├── ActionError               ACTION          the VM is in no state, or on no target, for a console
     ├── ApiError                  XML_RPC_API     a call we do not have, or with wrong arguments
     ├── OnedError                 INTERNAL        oned is down, slow, full or talks nonsense
+    ├── LimitError                INTERNAL        too many calls or tokens, and when to try again
+    ├── AuditError                INTERNAL        what must be in the audit log cannot be written there
     └── TokenStoreError           ALLOCATE        the token could not be stored
 
 The codes are OpenNebula's own (``include/Request.h``).
@@ -39,6 +41,8 @@ class VnctokenError(Exception):
     """
 
     code = ErrorCode.INTERNAL
+    reason = "internal"
+    """What metrics and the audit log call it: a word from a fixed set."""
 
 
 class ConfigError(VnctokenError):
@@ -49,39 +53,65 @@ class AuthenticationError(VnctokenError):
     """Raised if oned does not accept the session."""
 
     code = ErrorCode.AUTHENTICATION
+    reason = "authentication"
 
 
 class AuthorizationError(VnctokenError):
     """Raised if oned does not let the user use the VM."""
 
     code = ErrorCode.AUTHORIZATION
+    reason = "authorization"
 
 
 class NoExistsError(VnctokenError):
     """Raised if there is no such VM, or it has no VNC console."""
 
     code = ErrorCode.NO_EXISTS
+    reason = "no_exists"
 
 
 class ActionError(VnctokenError):
     """Raised if the VM exists but offers no console now: wrong state, no host, or a port we do not open."""
 
     code = ErrorCode.ACTION
+    reason = "action"
 
 
 class ApiError(VnctokenError):
     """Raised if the method is unknown, or an argument is missing or of a wrong type."""
 
     code = ErrorCode.XML_RPC_API
+    reason = "api"
 
 
 class OnedError(VnctokenError):
     """Raised if oned could not be asked, or its answer could not be understood."""
 
     code = ErrorCode.INTERNAL
+    reason = "oned"
+
+
+class LimitError(VnctokenError):
+    """Raised if somebody has made too many calls, or has too many tokens; it says when to try again.
+
+    `kind` is which limit it is: user, vm, client or total.
+    """
+
+    reason = "limit"
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.reason = f"limit_{kind}"
+
+
+class AuditError(VnctokenError):
+    """Raised if a decision cannot be written to the audit log, and `:audit_required:` says that it must be."""
+
+    reason = "audit"
 
 
 class TokenStoreError(VnctokenError):
     """Raised if a token could not be stored. Nothing half-written is left."""
 
     code = ErrorCode.ALLOCATE
+    reason = "store"
