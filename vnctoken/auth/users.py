@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from vnctoken.errors import OnedError
 from vnctoken.oned import as_the_service
+from vnctoken.sharing import Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from twisted.internet.interfaces import IReactorTime
+    from twisted.python.failure import Failure
 
     from vnctoken.oned import Oned
     from vnctoken.user import User
@@ -75,8 +76,7 @@ class UserPool:
         self._users = Users(())
         self._good_until = clock.seconds()
         self._asking = False
-        # In the order in which they came, hence a dict.
-        self._waiting: dict[Deferred[Users], None] = {}
+        self._waiters: Waiters[Users] = Waiters()
 
     async def users(self) -> Users:
         """Return the users as they were at some time in the last CACHE_SECONDS; oned is asked once for all who wait.
@@ -85,8 +85,7 @@ class UserPool:
         """
         if self._clock.seconds() < self._good_until:
             return self._users
-        waiter: Deferred[Users] = Deferred(lambda gone: self._waiting.pop(gone, None))
-        self._waiting[waiter] = None
+        waiter = self._waiters.join()
         if not self._asking:
             self._asking = True
             # Nobody's own question: who goes away does not take it with him.
@@ -106,12 +105,4 @@ class UserPool:
 
     def _tell(self, outcome: Users | Failure) -> None:
         self._asking = False
-        for waiter in [*self._waiting]:
-            # One who is told may cancel another, or come back with a new question.
-            if waiter not in self._waiting:
-                continue
-            del self._waiting[waiter]
-            if isinstance(outcome, Failure):
-                waiter.errback(outcome)
-            else:
-                waiter.callback(outcome)
+        self._waiters.tell(outcome)
