@@ -13,7 +13,8 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import Clock
 
 from vnctoken.auth import CredentialError
-from vnctoken.auth.guessing import FAMILIAR_SECONDS, REMEMBERED, Guessing
+from vnctoken.auth.guessing import FAMILIAR_SECONDS, Guessing
+from vnctoken.countdowns import REMEMBERED
 from vnctoken.errors import (
     ActionError,
     ApiError,

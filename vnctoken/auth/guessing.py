@@ -11,14 +11,11 @@ and nobody for its. Or anybody could lock anyone out, and one stale session ever
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import math
-from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote
 
 from vnctoken.auth import CredentialError
+from vnctoken.countdowns import MICROSECOND, Countdowns, client_key, name_digest, user_key
 from vnctoken.errors import AuthenticationError, AuthorizationError, NoExistsError
 
 if TYPE_CHECKING:
@@ -26,14 +23,8 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorTime
 
-REMEMBERED = 10_000
-"""How many addresses are remembered, accounts, and pairs of both; the one changed longest ago is forgotten then."""
-
 FAMILIAR_SECONDS = 3600.0
 """For how long after a success an account has a bucket of its own at the address."""
-
-# A clock that counts in floats is a little off.
-_MICROSECOND = 1e-6
 
 _Answer = TypeVar("_Answer")
 
@@ -45,8 +36,8 @@ class Guessing:
         self._interval = seconds / limit
         self._tolerated = self._interval * (limit - 1)
         # The seconds until all failures are forgiven.
-        self._clients, self._accounts, self._pairs = (_Countdowns(clock) for _ in range(3))
-        self._familiar = _Countdowns(clock)
+        self._clients, self._accounts, self._pairs = (Countdowns(clock) for _ in range(3))
+        self._familiar = Countdowns(clock)
 
     async def judged(self, client: str, account: str, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Return what `ask` returns, which finds out whether a credential of the account's is right.
@@ -69,12 +60,12 @@ class Guessing:
 
     def _check(self, claimant: _Claimant) -> None:
         wait = max(countdown.left(key) for countdown, key in self._buckets(claimant)) - self._tolerated
-        if wait > _MICROSECOND:
+        if wait > MICROSECOND:
             raise AuthenticationError(
                 f"Too many failed attempts to log in (:auth_failures:); try again in {math.ceil(wait)} seconds"
             )
 
-    def _buckets(self, claimant: _Claimant) -> list[tuple[_Countdowns, bytes]]:
+    def _buckets(self, claimant: _Claimant) -> list[tuple[Countdowns, bytes]]:
         """Return where failures count. The pair's tell what of the others a success takes back."""
         if not claimant.account:
             return [(self._clients, claimant.client)]
@@ -107,34 +98,7 @@ class _Claimant:
     __slots__ = ("account", "both", "client")
 
     def __init__(self, client: str, account: str) -> None:
-        # Who has one IPv6 address has all of its network.
-        self.client = ipaddress.IPv6Address(client).packed[:8] + b"/64" if ":" in client else client.encode()
-        # Spellings of one name, for some: an LDAP server takes ALICE for alice, and oned's driver for it %61lice.
-        self.account = _digest(" ".join(unquote(account).casefold().split())) if account else b""
+        self.client = client_key(client)
+        self.account = user_key(account)
         # For others they are different users, who take back nothing of one another's.
-        self.both = _digest(account) + self.client
-
-
-def _digest(name: str) -> bytes:
-    # Strangers write names of any length.
-    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-class _Countdowns:
-    """Seconds that run down, by keys."""
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._ends: OrderedDict[bytes, float] = OrderedDict()
-
-    def left(self, key: bytes) -> float:
-        """Return the seconds that are left, 0 for an unknown key."""
-        return max(0.0, self._ends.get(key, 0.0) - self._clock.seconds())
-
-    def start(self, key: bytes, seconds: float) -> None:
-        """Let so many seconds run down."""
-        self._ends.pop(key, None)
-        if seconds > _MICROSECOND:
-            self._ends[key] = self._clock.seconds() + seconds
-            if len(self._ends) > REMEMBERED:
-                self._ends.popitem(last=False)
+        self.both = name_digest(account) + self.client
