@@ -22,6 +22,10 @@ class MemoryStore:
     def grants(self):
         return [live.grant for live in self.kept.values()]
 
+    async def check(self):
+        if self.error is not None:
+            raise self.error
+
     async def issue(self, grant):
         if self.error is not None:
             raise self.error

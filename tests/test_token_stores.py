@@ -10,16 +10,19 @@ import socket
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import jwcrypto.jwt
 import pytest
 from conftest import START_SECONDS, free_port, running
+from mounts import elsewhere, mount, nobody_in
+from outcomes import result_of
 from redisservers import nothing_left, redis_server, redis_store, waited
 from twisted.internet.task import Clock
 from websockify.token_plugins import JWTTokenApi, TokenFile, TokenRedis
 from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen
 
-from vnctoken.errors import ActionError
+from vnctoken.errors import ActionError, TokenStoreError
 from vnctoken.tokens import Grant, digest, fingerprint
 from vnctoken.tokens.folder import TokenFolder
 from vnctoken.tokens.jwt import JwtStore
@@ -58,6 +61,18 @@ class Folder:
     def pass_time(self, seconds):
         self._clock.advance(seconds)
 
+    @contextlib.contextmanager
+    def in_trouble(self):
+        """Have no token written here for the time of a block, and return what is told of it."""
+        aside = self._path.with_name("elsewhere")
+        self._path.rename(aside)
+        yield "No such file or directory"
+        aside.rename(self._path)
+
+    def content(self):
+        """Return all that is here."""
+        return {file: file.read_bytes() for file in self._path.parent.rglob("*") if file.is_file()}
+
     @property
     def plugin(self):
         return ("TokenFile", self._path)
@@ -87,6 +102,17 @@ class Redis:
 
     def pass_time(self, seconds):
         time.sleep(seconds)
+
+    @contextlib.contextmanager
+    def in_trouble(self):
+        self._server.client.config_set("maxmemory", 1)
+        try:
+            yield "Redis is out of memory (its maxmemory)"
+        finally:
+            self._server.client.config_set("maxmemory", 0)
+
+    def content(self):
+        return {key: self._server.client.dump(key) for key in self.keys}
 
     @property
     def plugin(self):
@@ -122,6 +148,16 @@ class Jwt:
 
     def pass_time(self, seconds):
         time.sleep(seconds)
+
+    @contextlib.contextmanager
+    def in_trouble(self):
+        aside = self._path.with_name("elsewhere")
+        self._path.rename(aside)
+        yield "The key for it cannot be read"
+        aside.rename(self._path)
+
+    def content(self):
+        return {self._path: self._path.read_bytes()}
 
     @property
     def plugin(self):
@@ -172,6 +208,103 @@ def digests(tokens):
 
 def live_digests(store, vm_id=7):
     return [live.digest for live in waited(store.live(vm_id))]
+
+
+# Whether it can be used
+
+
+def test_a_store_that_can_be_used_says_so_and_nothing_is_left_of_the_check(place):
+    with place.store() as store:
+        waited(store.check())
+        issue(store, grant_of(place))
+        before = place.content()
+        waited(store.check())
+        assert place.content() == before
+
+
+def test_a_store_that_takes_no_tokens_says_why_until_it_does_again(place):
+    with place.store() as store:
+        with place.in_trouble() as reason:
+            for work in (store.check(), store.issue(grant_of(place))):
+                with pytest.raises(TokenStoreError) as caught:
+                    waited(work)
+                assert reason in str(caught.value)
+                assert "/" not in str(caught.value)
+                assert str(place.plugin[1]) not in str(caught.value)
+        waited(store.check())
+        assert target(place.lookup(issue(store, grant_of(place)))) == (HOST, PORT)
+
+
+def checked(path):
+    """Return what a check of a token folder says is wrong."""
+    store = TokenFolder(path, Clock(), time.time, ttl=600, tokens_per_vm=KEPT)
+    with pytest.raises(TokenStoreError) as caught:
+        result_of(store.check())
+    return str(caught.value)
+
+
+def filling_disk(place):
+    mount(place, "-t", "tmpfs", "-o", "size=64k", "none")
+    with Folder(place).store() as store:
+        result_of(store.check())
+        with pytest.raises(OSError, match="No space left"):
+            (place / "filler").write_bytes(bytes(2**20))
+        assert checked(place / "tokens") == "No token can be written now. No space left on device"
+        assert list((place / "tokens.new").iterdir()) == []
+        (place / "filler").unlink()
+        result_of(store.check())
+
+
+def read_only_disk(place):
+    mount(place, "-t", "tmpfs", "none")
+    with Folder(place).store() as store:
+        mount(place, "-o", "remount,bind,ro")
+        assert checked(place / "tokens") == "No token can be written now. Read-only file system"
+        mount(place, "-o", "remount,bind,rw")
+        result_of(store.check())
+
+
+def mount_of_its_own(place):
+    with Folder(place).store():
+        mount(place / "tokens", "-t", "tmpfs", "none")
+        assert checked(place / "tokens") == "No token can be written now. Invalid cross-device link"
+
+
+@pytest.mark.parametrize("trouble", [filling_disk, read_only_disk, mount_of_its_own])
+def test_a_token_folder_on_a_disk_that_takes_no_files_is_noticed(tmp_path, trouble):
+    elsewhere(trouble, tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["tokens", "tokens.new"])
+def test_a_token_folder_that_went_or_that_the_user_may_not_write_to_is_noticed(tmp_path, folder):
+    with nobody_in(tmp_path), Folder(Path()).store() as store:
+        result_of(store.check())
+        Path(folder).chmod(0o500)
+        assert checked(Path("tokens")) == "No token can be written now. Permission denied"
+        Path(folder).rmdir()
+        assert checked(Path("tokens")) == "No token can be written now. No such file or directory"
+        Path(folder).write_text("something else")
+        assert checked(Path("tokens")) == "No token can be written now. Not a directory"
+
+
+def test_a_redis_that_became_a_replica_takes_no_tokens():
+    with (
+        redis_server() as master,
+        redis_server() as server,
+        redis_store(server) as store,
+    ):
+        waited(store.check())
+        server.client.replicaof("127.0.0.1", master.port)
+        with pytest.raises(TokenStoreError, match=r"^No token can be written now\. Redis is a read-only replica$"):
+            waited(store.check())
+
+
+def test_a_redis_that_hangs_is_not_waited_for_for_long(redis):
+    with redis_store(redis, timeout=0.3) as store:
+        waited(store.check())
+        with redis.hanging(), pytest.raises(TokenStoreError, match="did not answer within"):
+            waited(store.check())
+        waited(store.check())
 
 
 # Looking up
@@ -483,3 +616,7 @@ def test_a_token_opens_its_console_through_websockify_and_nothing_else_does(plac
             waited(store.revoke(7))
             with pytest.raises(HandshakeRefusedError):
                 viewer(token)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](Path(sys.argv[2]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 FINGERPRINT_DIGITS = 8
@@ -34,6 +34,7 @@ class Grant:
 
     `issued` is in seconds of the epoch, `ttl` in seconds (0: for ever). `user` is "" for a token that somebody else
     wrote, such as Sunstone. A `single_use` token opens one console; `client` is the one address it is for, "" for any.
+    `caller` is the address that asked for it, if that is known: no store keeps it.
     """
 
     vm_id: int
@@ -44,6 +45,7 @@ class Grant:
     user: str = ""
     single_use: bool = False
     client: str = ""
+    caller: str = field(default="", compare=False)
 
     @property
     def expires(self) -> float:
@@ -88,6 +90,9 @@ class TokenStore(Protocol):
 
     def start(self) -> None:
         """Watch over the tokens from now on, until `close`. Raises ConfigError."""
+
+    async def check(self) -> None:
+        """Look whether a token could be written now, and leave no trace. Raises TokenStoreError."""
 
     async def issue(self, grant: Grant) -> str:
         """Return a new token for a grant, which the proxy accepts from now on; the VM's other tokens live on.

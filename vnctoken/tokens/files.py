@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _NAME = re.compile("one-(0|[1-9][0-9]{0,9})", re.ASCII)
 # A line has some 60 bytes, a comment some 150; nobody has thousands of viewers on one VM.
 MAX_FILE_BYTES = 2**20
+# A full disk may still take an empty file.
+_PROBE = b"#" * 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,7 @@ class TokenFiles:
         with self._explained():
             for folder in (self._path, self._incoming):
                 folder.mkdir(mode=0o700, exist_ok=True)
-            probe = f"{self._incoming}/probe.{secrets.token_hex(8)}"
-            _write(probe, b"")
-            os.unlink(probe)
-            if not os.access(self._path, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "Permission denied")
-            self._probe_rename()
+            self.probe()
         mode = stat.S_IMODE(self._path.stat().st_mode)
         if mode & stat.S_IRWXO:
             warning = (
@@ -77,6 +74,16 @@ class TokenFiles:
             )
             return [warning]
         return []
+
+    def probe(self) -> None:
+        """See whether a file could be written and moved in, without a change to what readers see."""
+        probe = f"{self._incoming}/probe.{secrets.token_hex(8)}"
+        _write(probe, _PROBE)
+        os.unlink(probe)
+        os.stat(f"{self._path}/.")
+        if not os.access(self._path, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        self._probe_rename()
 
     def forget_half_written(self) -> None:
         """Remove what a killed service left beside the folder. Raises ConfigError if it cannot be removed."""

@@ -86,6 +86,11 @@ class TokenFolder:
         self._files.forget_half_written()
         self._scan()
 
+    async def check(self) -> None:
+        """Look whether a file could be written beside the folder, and be moved into it."""
+        with _explained("No token can be written now."):
+            self._files.probe()
+
     async def issue(self, grant: Grant) -> str:
         """Write a new token for a grant into the VM's file."""
         token = new_token()

@@ -69,6 +69,11 @@ class JwtStore:
     def start(self) -> None:
         """Do nothing: tokens watch over themselves."""
 
+    async def check(self) -> None:
+        """Look whether the key that tokens are made with can be read."""
+        if self._files[0].key() is None:
+            raise TokenStoreError("No token can be made now. The key for it cannot be read")
+
     async def issue(self, grant: Grant) -> str:
         """Return a token that carries its grant, good from now on for `grant.ttl` seconds.
 

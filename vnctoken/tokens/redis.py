@@ -23,7 +23,7 @@ from vnctoken.errors import ActionError, TokenStoreError
 from vnctoken.tokens import Grant, LiveToken, digest, new_token
 from vnctoken.tokens.redisconnection import RedisTroubleError
 from vnctoken.tokens.redismaster import RedisMaster
-from vnctoken.tokens.redisscripts import HOLDERS, ISSUE, LIVE, REVOKE, TARGETS, USE
+from vnctoken.tokens.redisscripts import CHECK, HOLDERS, ISSUE, LIVE, REVOKE, TARGETS, USE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -73,6 +73,10 @@ class RedisStore:
 
     def start(self) -> None:
         """Do nothing: Redis watches over the tokens."""
+
+    async def check(self) -> None:
+        """Have the master write something and delete it again: what refuses a token refuses that."""
+        await self._run(self._evaluate(CHECK), "No token can be written now.")
 
     async def issue(self, grant: Grant) -> str:
         """Put a new token for a grant into Redis.

@@ -105,6 +105,12 @@ for i = 1, #others + 1 - keep do
 end
 """
 
+CHECK = """
+local probe = ARGV[1] .. '.check'
+redis.call('HSET', probe, 'vm', 0)
+redis.call('DEL', probe)
+"""
+
 LIVE = f"""{_COMMON}
 local answer = {{}}
 for _, sha in ipairs((live_in_order(ARGV[2]))) do
