@@ -59,6 +59,10 @@ def complaint_about(etc, ours):
     return str(caught.value)
 
 
+def network(text):
+    return ipaddress.ip_network(text)
+
+
 # Defaults and places
 
 
@@ -87,6 +91,11 @@ def test_without_any_file_the_documented_defaults_are_in_effect(tmp_path):
     assert (config.expire_delta, config.expire_margin) == (1800, 300)
     assert config.auth_failures == (10, 60)
     assert (config.permissions, config.restricted_groups, config.allowed_groups) == (frozenset(), (), ())
+    assert (config.calls_per_user, config.calls_per_vm) == ((600, 60), (600, 60))
+    assert (config.calls_per_client, config.calls_total, config.limits_exempt) == (None, None, ())
+    assert (config.tokens_per_user, config.tokens_per_client, config.tokens_total) == (1000, None, 10_000)
+    assert (config.audit_log, config.audit_required) == (None, False)
+    assert config.monitor_listen == ("127.0.0.1", 2646)
 
 
 def test_the_usual_places_are_opennebulas():
@@ -242,6 +251,26 @@ def test_a_wrong_log_is_refused(log, message):
         ("auth_failures", "1/s", (1, 1)),
         ("auth_failures", "3/sec", (3, 1)),
         ("auth_failures", "999999999/hour", (999_999_999, 3600)),
+        *[
+            (key, written, value)
+            for key in ("calls_per_user", "calls_per_vm", "calls_per_client", "calls_total")
+            for written, value in (("none", None), ("1/s", (1, 1)), ("999999999/hour", (999_999_999, 3600)))
+        ],
+        *[
+            (key, written, value)
+            for key in ("tokens_per_user", "tokens_per_client", "tokens_total")
+            for written, value in (("none", None), (1, 1), ("1000000", 1_000_000))
+        ],
+        ("limits_exempt", None, ()),
+        ("limits_exempt", "192.0.2.7", (network("192.0.2.7"),)),
+        ("limits_exempt", ["10.1.2.0/24", "::1"], (network("10.1.2.0/24"), network("::1/128"))),
+        ("limits_exempt", "0.0.0.0/0", (network("0.0.0.0/0"),)),
+        ("audit_log", None, None),
+        ("audit_log", "/var/log/one/vnctoken-audit.log", "/var/log/one/vnctoken-audit.log"),
+        ("monitor_listen", "none", None),
+        ("monitor_listen", "127.0.0.1:0", ("127.0.0.1", 0)),
+        ("monitor_listen", "[::1]:2646", ("::1", 2646)),
+        ("monitor_listen", "unix:/run/vnctoken/monitor.sock", Path("/run/vnctoken/monitor.sock")),
         ("token_store", ":folder", "folder"),
         ("token_ttl", 0, 0),
         ("token_ttl", "60", 60),
@@ -342,10 +371,6 @@ def test_doors_behind_a_web_server_count_where_one_is_trusted(etc, written):
     config, warnings = load_in(etc, f":auth: {written}\n:trusted_proxies: 127.0.0.1\n")
     assert config.auth == tuple(re.findall(r"\w+", written))
     assert warnings == []
-
-
-def network(text):
-    return ipaddress.ip_network(text)
 
 
 @pytest.mark.parametrize(
@@ -539,6 +564,26 @@ WRONG = [
     *[
         ("trusted_proxies", value, f"{TRUSTED} (this network is everybody)")
         for value in ("0.0.0.0/0", "::/0", ["127.0.0.1", "0.0.0.0/0.0.0.0"])
+    ],
+    *[
+        ("limits_exempt", value, "a list of IP addresses, and networks such as 10.1.2.0/24,")
+        for value in ("", "portal.example.org", "10.1.2.3/24", "unix:/run/x.sock", True, [None], 7)
+    ],
+    *[
+        (key, value, f"none, or {RATE}")
+        for key in ("calls_per_user", "calls_per_vm", "calls_per_client", "calls_total")
+        for value in ("", "0/min", 600, None, False, "None", "600/day")
+    ],
+    *[
+        (key, value, "none, or a whole number from 1 to 1000000")
+        for key in ("tokens_per_user", "tokens_per_client", "tokens_total")
+        for value in ("", 0, -1, 1_000_001, None, False, "None", 1.5)
+    ],
+    *[("audit_log", value, "the absolute path of a file, or nothing,") for value in ("", "audit.log", True, 7, [])],
+    *[("audit_required", value, "yes or no") for value in ("yes", 1, None)],
+    *[
+        ("monitor_listen", value, "none, 127.0.0.1:PORT, '[::1]:PORT' or unix:/PATH of a socket")
+        for value in (None, "", "0.0.0.0:2646", "192.0.2.7:2646", "localhost:2646", 2646, False, "unix:relative")
     ],
     *[
         ("auth_failures", value, RATE)
@@ -1085,8 +1130,21 @@ def test_the_effective_configuration_can_be_used_as_a_file(tmp_path):
         restricted_groups=("guests", 100, "no", "12345678901"),
         allowed_groups=("Blue Team",),
     )
+    limited = Config(
+        calls_per_user=None,
+        calls_per_vm=(1, 1),
+        calls_per_client=(20, 60),
+        calls_total=(5000, 3600),
+        tokens_per_user=None,
+        tokens_per_client=5,
+        tokens_total=1_000_000,
+        limits_exempt=(network("192.0.2.0/24"), network("::1/128")),
+        audit_log="/var/log/one/vnctoken-audit.log",
+        audit_required=True,
+        monitor_listen=None,
+    )
     stateless = Config(token_store="jwt", jwt_key_files=("/etc/one/new.key", "/etc/one/old.key"))
-    for config in (Config(), other, doors, stateless):
+    for config in (Config(), other, doors, limited, stateless):
         assert round_trip(config, tmp_path) == (config, [])
 
 
@@ -1095,12 +1153,21 @@ def test_states_are_written_by_name_where_they_have_one():
     assert yaml.safe_load(text)[":console_states"] == ["RUNNING", "BACKUP", 999]
 
 
+def test_an_audit_that_is_required_and_kept_nowhere_is_warned_of():
+    (warning,) = configured(audit_required=True)[1]
+    assert warning == "ours.conf: without effect: :audit_required:; there is no audit log without :audit_log:"
+    assert configured(audit_required=True, audit_log="/var/log/one/vnctoken-audit.log")[1] == []
+
+
 def test_the_effective_configuration_is_in_the_files_own_syntax():
     config = Config(resolver_listen=("::1", 2646), redis_servers=(("redis", 6379), ("::1", 6379)))
     written = yaml.safe_load(config.to_yaml())
     assert written[":resolver_listen"] == "[::1]:2646"
     assert written[":auth"] == ["opennebula"]
     assert written[":auth_failures"] == "10/min"
+    assert (written[":calls_per_vm"], written[":calls_total"]) == ("600/min", "none")
+    assert (written[":tokens_total"], written[":tokens_per_client"]) == (10_000, "none")
+    assert written[":monitor_listen"] == "127.0.0.1:2646"
     assert written[":permissions"] == {":vm": {f":{method}": True for method in METHODS}}
     assert written[":redis_servers"] == ["redis:6379", "[::1]:6379"]
     assert written[":proxy_address"] == "127.0.0.1:29877"
@@ -1132,6 +1199,15 @@ configs = st.builds(
     expire_margin=st.integers(0, 3600),
     trusted_proxies=st.lists(networks | sockets, max_size=3).map(tuple),
     auth_failures=st.tuples(st.integers(1, 999_999_999), st.sampled_from([1, 60, 3600])),
+    **dict.fromkeys(
+        ("calls_per_user", "calls_per_vm", "calls_per_client", "calls_total"),
+        st.none() | st.tuples(st.integers(1, 999_999_999), st.sampled_from([1, 60, 3600])),
+    ),
+    **dict.fromkeys(("tokens_per_user", "tokens_per_client", "tokens_total"), st.none() | st.integers(1, 1_000_000)),
+    limits_exempt=st.lists(networks, max_size=3).map(tuple),
+    audit_log=st.none() | paths,
+    audit_required=st.booleans(),
+    monitor_listen=st.none() | st.tuples(loopback, st.integers(0, 65535)) | sockets,
     permissions=st.frozensets(st.sampled_from(METHODS)),
     restricted_groups=st.lists(groups, max_size=3).map(tuple),
     allowed_groups=st.lists(groups, max_size=3).map(tuple),

@@ -19,6 +19,11 @@ CORE_AUTHS = ("cipher", "x509")
 METHODS = ("vnctoken", "vnctokenonly", "vnc", "vncrevoke", "vnctokens")
 """The methods that `:permissions:` can switch off, without their `one.vm.`."""
 
+NONE = "none"
+"""What is written where there shall be no limit, and no listener."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 Proxy = ipaddress.IPv4Network | ipaddress.IPv6Network | Path
 """A network of trusted proxies, or the path of a Unix socket that they connect to."""
 
@@ -48,6 +53,18 @@ def _proxy(value: Any) -> Proxy:
     if network.prefixlen == 0:
         raise ValueError(f"{expected} (this network is everybody)")
     return network
+
+
+def networks(value: Any) -> tuple[Network, ...]:
+    """Read addresses and networks."""
+    return () if value is None else tuple(map(_network, listed(value)))
+
+
+def _network(value: Any) -> Network:
+    try:
+        return ipaddress.ip_network(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError("a list of IP addresses, and networks such as 10.1.2.0/24,") from None
 
 
 def permissions(value: Any) -> frozenset[str]:
@@ -93,7 +110,19 @@ def rate(value: Any) -> tuple[int, int]:
     return int(parts[1]), _SECONDS_OF[parts[2]]
 
 
-def write_rate(rate: tuple[int, int]) -> str:
+def rate_or_none(value: Any) -> tuple[int, int] | None:
+    """Read a rate, or that there is none."""
+    if value == NONE:
+        return None
+    try:
+        return rate(value)
+    except ValueError as error:
+        raise ValueError(f"none, or {error}") from None
+
+
+def write_rate(rate: tuple[int, int] | None) -> str:
     """Return a number and the seconds in which it may be reached, as `:auth_failures:` is written."""
+    if rate is None:
+        return NONE
     units = {seconds: unit for unit, seconds in _SECONDS_OF.items()}
     return f"{rate[0]}/{units[rate[1]]}"

@@ -42,6 +42,8 @@ def oddities(config: Config) -> Iterator[str]:
             yield f"without effect: {idle}; :token_store: is {config.token_store} and not {store}"
     if config.resolver_listen is None and (idle := _listed(key for key in changed if key in _KEYS_OF_THE_RESOLVER)):
         yield f"without effect: {idle}; there is no resolver without :resolver_listen:"
+    if config.audit_required and config.audit_log is None:
+        yield "without effect: :audit_required:; there is no audit log without :audit_log:"
     if config.redis_ca is not None and not config.redis_tls:
         yield ":redis_ca: is set, but what goes to Redis is encrypted with ':redis_tls: yes' only"
     if not config.trusted_proxies and (shut := [door for door in config.auth if door in _DOORS_BEHIND_A_PROXY]):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vnctoken.accessvalues import METHODS, Proxy, write_rate
+from vnctoken.accessvalues import METHODS, NONE, Network, Proxy, write_rate
 from vnctoken.addresses import write_address
 from vnctoken.combinations import contradiction, oddities
 from vnctoken.errors import ConfigError
@@ -55,9 +55,9 @@ INHERITED = frozenset({"one_xmlrpc", "one_xmlrpc_timeout", "debug_level", "log",
 class Config:
     """The effective configuration; the attributes are the keys of the file, which documents them.
 
-    `one_xmlrpc_timeout` is in seconds, `max_request_bytes` in bytes. `auth_failures` is a number and the seconds in
-    which it may be reached, `permissions` has the methods that are switched off. `etc`, `var` and `log_folder` follow
-    ONE_LOCATION.
+    `one_xmlrpc_timeout` is in seconds, `max_request_bytes` in bytes. `auth_failures` and the `calls_` are a number and
+    the seconds in which it may be reached; what is None has no limit. `permissions` has the methods that are switched
+    off. `etc`, `var` and `log_folder` follow ONE_LOCATION.
     """
 
     host: str = "127.0.0.1"
@@ -94,6 +94,17 @@ class Config:
     redis_ca: str | None = None
     redis_timeout: float = 2
     jwt_key_files: tuple[str, ...] = ()
+    calls_per_user: tuple[int, int] | None = (600, 60)
+    calls_per_vm: tuple[int, int] | None = (600, 60)
+    calls_per_client: tuple[int, int] | None = None
+    calls_total: tuple[int, int] | None = None
+    tokens_per_user: int | None = 1000
+    tokens_per_client: int | None = None
+    tokens_total: int | None = 10_000
+    limits_exempt: tuple[Network, ...] = ()
+    audit_log: str | None = None
+    audit_required: bool = False
+    monitor_listen: Listener | None = ("127.0.0.1", 2646)
     vnc_ports: range = range(5900, 65536)
     console_states: frozenset[int] = frozenset(LCM_STATES[name] for name in DEFAULT_CONSOLE_STATES)
     vnc_proxy_support_wss: bool = False
@@ -138,6 +149,12 @@ class Config:
         values["permissions"] = {":vm": {f":{method}": method not in self.permissions for method in METHODS}}
         values["restricted_groups"] = [*self.restricted_groups]
         values["allowed_groups"] = [*self.allowed_groups]
+        for key in ("calls_per_user", "calls_per_vm", "calls_per_client", "calls_total"):
+            values[key] = write_rate(values[key])
+        for key in ("tokens_per_user", "tokens_per_client", "tokens_total"):
+            values[key] = NONE if values[key] is None else values[key]
+        values["limits_exempt"] = [str(network) for network in self.limits_exempt]
+        values["monitor_listen"] = _written(self.monitor_listen) or NONE
         values["vnc_ports"] = f"{self.vnc_ports[0]}:{self.vnc_ports[-1]}"
         values["console_states"] = [names.get(state, state) for state in sorted(self.console_states)]
         values["resolver_listen"] = _written(self.resolver_listen)

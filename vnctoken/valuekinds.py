@@ -22,7 +22,8 @@ _SOCKET_PATH_BYTES = 107
 def shown(value: Any) -> str:
     """Quote a value for a message, without the password that an address may begin with."""
     try:
-        return re.sub(r"[^\s'\"]*@", "...@", repr(value))
+        # It looks from where a word begins only, or a long one would take it a time that is the square of its length.
+        return re.sub(r"(?<![^\s'\"])[^\s'\"]*@", "...@", repr(value))
     except ValueError:
         return "a number of thousands of digits"
 
@@ -89,6 +90,21 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
         raise ValueError(f"a whole number from {low} to {high}")
 
     return parse
+
+
+def integer_or_none(low: int, high: int) -> Callable[[Any], int | None]:
+    """Return a parser of whole numbers between two bounds, and of the word none."""
+    parse = integer(low, high)
+
+    def parse_or_none(value: Any) -> int | None:
+        if value == "none":
+            return None
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise ValueError(f"none, or {error}") from None
+
+    return parse_or_none
 
 
 def seconds(expected: str, allowed: Callable[[float], bool]) -> Callable[[Any], float]:

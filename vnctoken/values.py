@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from vnctoken import valuekinds as kinds
-from vnctoken.accessvalues import CORE_AUTHS, doors, groups, permissions, proxies, rate
+from vnctoken.accessvalues import (
+    CORE_AUTHS,
+    NONE,
+    doors,
+    groups,
+    networks,
+    permissions,
+    proxies,
+    rate,
+    rate_or_none,
+)
 from vnctoken.addresses import is_host, is_tcp_endpoint, read_address
 from vnctoken.links import checked_template
 from vnctoken.vm import LCM_STATES
@@ -112,6 +122,18 @@ def _resolver_listen(value: Any) -> Listener | None:
     raise ValueError("127.0.0.1:PORT, '[::1]:PORT' or unix:/PATH of a socket")
 
 
+def _monitor_listen(value: Any) -> Listener | None:
+    if value == NONE:
+        return None
+    try:
+        listener = _resolver_listen(value)
+    except ValueError as error:
+        raise ValueError(f"none, {error}") from None
+    if listener is None:
+        raise ValueError("none, 127.0.0.1:PORT, '[::1]:PORT' or unix:/PATH of a socket")
+    return listener
+
+
 def _key_files(value: Any) -> tuple[str, ...]:
     parse = kinds.path("the absolute path of a key file, or a list of them, the one to make tokens with first,")
     if value is None:
@@ -176,6 +198,17 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "redis_ca": kinds.optional(kinds.text("the path of a file of CA certificates in PEM")),
     "redis_timeout": _timeout,
     "jwt_key_files": _key_files,
+    "calls_per_user": rate_or_none,
+    "calls_per_vm": rate_or_none,
+    "calls_per_client": rate_or_none,
+    "calls_total": rate_or_none,
+    "tokens_per_user": kinds.integer_or_none(1, 1_000_000),
+    "tokens_per_client": kinds.integer_or_none(1, 1_000_000),
+    "tokens_total": kinds.integer_or_none(1, 1_000_000),
+    "limits_exempt": networks,
+    "audit_log": kinds.optional(kinds.path("the absolute path of a file, or nothing,")),
+    "audit_required": kinds.yes_or_no,
+    "monitor_listen": _monitor_listen,
     "vnc_ports": _ports,
     "console_states": _states,
     "vnc_proxy_support_wss": _wss,
