@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from callers import CLIENT, admission, caller
+from callers import CLIENT, admission, caller, limits
 from outcomes import result_of
 from twisted.internet.task import Clock
 
@@ -124,7 +124,7 @@ def test_who_is_in_a_group_whose_name_oned_does_not_tell_is_refused():
 def test_session_strings_that_oned_refuses_cost_and_then_it_is_not_asked():
     oned, clock = MemoryOned(answer=WRONG), Clock()
     rules = GroupRules(oned, restricted=(), allowed=())
-    vms = Admission(oned, Guessing(clock, 10, 60), rules)
+    vms = Admission(oned, Guessing(clock, 10, 60), rules, limits())
     for number in range(10):
         with pytest.raises(AuthenticationError, match="aborting call"):
             result_of(vms.vm_info(caller(f"alice:{number}"), 7))

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from callers import admission, caller
+from callers import admission, caller, limits
 from memory import MemoryStore
 from outcomes import result_of
 from twisted.internet.defer import CancelledError, Deferred
@@ -61,7 +61,7 @@ def consoles_of(oned, tokens, *, ports=range(5900, 65536), states=CONSOLE_STATES
     rules = ConsoleRules(states=states, ports=ports)
     terms = Terms(**{"ttl": 600, "ttl_max": 3600, "resolved": False, "wss": False} | terms)
     witness = Presence(oned, lambda: SERVICE, rules) if presence else None
-    return Consoles(admission(oned), tokens, rules=rules, terms=terms, now=lambda: NOW, presence=witness)
+    return Consoles(admission(oned), tokens, limits(), rules=rules, terms=terms, now=lambda: NOW, presence=witness)
 
 
 def opening(answer, *, tokens=None, **more):

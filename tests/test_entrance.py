@@ -1,7 +1,7 @@
 """Who is let in: session strings, doors in their order, headers that only a proxy may send."""
 
 import pytest
-from callers import CLIENT, entrance, http_request
+from callers import CLIENT, REQUEST, entrance, http_request
 from hypothesis import given
 from hypothesis import strategies as st
 from outcomes import result_of
@@ -77,7 +77,7 @@ def refusal(*args, **settings):
 def test_a_session_string_is_handed_on_as_it_is_and_no_door_is_asked():
     door = MemoryDoor("basic")
     caller = admitted([door], {"X-basic": f"bob:{SECRET}"}, SESSION)
-    assert caller == Caller(OPENNEBULA, "alice", SESSION, CLIENT)
+    assert caller == Caller(OPENNEBULA, "alice", SESSION, CLIENT, request=REQUEST)
     assert SECRET not in repr(caller)
     assert door.proved == []
 
@@ -101,7 +101,7 @@ def test_where_session_strings_are_not_taken_they_are_refused_and_the_doors_name
 def test_the_doors_are_asked_in_their_order_and_the_first_that_knows_the_caller_says_who_it_is():
     doors = [MemoryDoor("a"), MemoryDoor("b"), MemoryDoor("c")]
     caller = admitted(doors, {"X-b": f"bob:{SECRET}", "X-c": f"carol:{SECRET}"})
-    assert caller == Caller("b", "bob", f"serveradmin:bob:{SECRET}", CLIENT)
+    assert caller == Caller("b", "bob", f"serveradmin:bob:{SECRET}", CLIENT, request=REQUEST)
     assert [door.proved for door in doors] == [[], ["bob"], []]
 
 

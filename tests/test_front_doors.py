@@ -12,7 +12,7 @@ import botocore.awsrequest
 import botocore.credentials
 import pytest
 from authorities import Authority
-from callers import http_request
+from callers import http_request, limits
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import assume, example, given
@@ -70,13 +70,14 @@ class World:
             OneGateDoor(oned=self.oned, users=users, own_session=self.session, session=self.session),
         ]
         consoles = Consoles(
-            Admission(self.oned, guessing, GroupRules(self.oned, restricted=(), allowed=())),
+            Admission(self.oned, guessing, GroupRules(self.oned, restricted=(), allowed=()), limits()),
             self.store,
+            limits(),
             rules=ConsoleRules(states=Config().console_states, ports=Config().vnc_ports),
             terms=Terms(ttl=600, ttl_max=600, resolved=False, wss=False),
             now=now,
         )
-        self.rpc = Rpc(consoles, Entrance(doors, guessing, strict=True), self.clock)
+        self.rpc = Rpc(consoles, Entrance(doors, guessing, strict=True), limits(), self.clock)
         # So that signatures count that were made a moment before.
         self.clock.advance(5)
 

@@ -8,7 +8,7 @@ import xmlrpc.client
 from itertools import count
 
 import pytest
-from callers import CLIENT, admission, entrance, http_request
+from callers import CLIENT, REQUEST, admission, entrance, http_request, limits
 from lxml import etree
 from memory import MemoryStore
 from outcomes import result_of
@@ -118,7 +118,7 @@ class MemoryConsoles:
 
 def answering(body, consoles=None, clock=None):
     """Return the Deferred of an answer."""
-    rpc = Rpc(consoles or MemoryConsoles(), entrance(), clock or Clock())
+    rpc = Rpc(consoles or MemoryConsoles(), entrance(), limits(), clock or Clock())
     return Deferred.fromCoroutine(rpc.answer(http_request(body)))
 
 
@@ -255,7 +255,7 @@ def test_a_bug_of_ours_is_for_the_log_and_not_for_the_client(log, method):
     assert call(method, SESSION, 7, consoles=MemoryConsoles(error)) == [False, "internal error", 0x2000]
     (event,) = log
     assert event["log_level"] == LogLevel.critical
-    assert f"{CLIENT} {method} vm=7 user=alice ms=0.0 code=0x2000 internal error" in lines(log)[0]
+    assert f"{CLIENT} {method} vm=7 user=alice ms=0.0 request={REQUEST} code=0x2000 internal error" in lines(log)[0]
     assert "what only we may know" in lines(log)[0]
     assert "Traceback" in lines(log)[0]
 
@@ -280,7 +280,7 @@ def test_an_unknown_method_is_answered_with_those_we_have_whatever_its_arguments
 def test_an_unknown_name_of_any_length_is_quoted_in_short_and_not_logged(log):
     message = call(f"{SESSION}{'x' * 60_000}", 7)[1]
     assert message == f"Unknown method '{SESSION}{'x' * (100 - len(SESSION))}...'. Expected {EXPECTED}"
-    assert lines(log) == [f"{CLIENT} unknown vm=- user=- ms=0.0 code=0x1000"]
+    assert lines(log) == [f"{CLIENT} unknown vm=- user=- ms=0.0 request={REQUEST} code=0x1000"]
 
 
 # Arguments
@@ -476,7 +476,7 @@ def test_vncrevoke_answers_how_many_tokens_were_taken_back(log, third, token):
     assert type(answer[1]) is int
     assert consoles.asked == [(SESSION, 7)]
     assert consoles.revoked == [token]
-    assert lines(log) == [f"{CLIENT} one.vm.vncrevoke vm=7 user=alice ms=0.0 code=0x0000 revoked=2"]
+    assert lines(log) == [f"{CLIENT} one.vm.vncrevoke vm=7 user=alice ms=0.0 request={REQUEST} code=0x0000 revoked=2"]
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_vnctokens_answers_the_live_tokens_by_their_fingerprints(log):
         dict(zip(names, first, strict=True)),
         dict(zip(names, ("0123abcd", "", 1795316219, 0, 0, False, ""), strict=True)),
     ]
-    assert lines(log) == [f"{CLIENT} one.vm.vnctokens vm=7 user=alice ms=0.0 code=0x0000 tokens=2"]
+    assert lines(log) == [f"{CLIENT} one.vm.vnctokens vm=7 user=alice ms=0.0 request={REQUEST} code=0x0000 tokens=2"]
 
 
 # Introspection
@@ -698,7 +698,7 @@ RUNNING = VirtualMachine(
 def consoles_of(oned, tokens):
     terms = Terms(ttl=600, ttl_max=3600, resolved=False, wss=False)
     rules = ConsoleRules(states={3}, ports=range(5900, 5901))
-    return Consoles(admission(oned), tokens, rules=rules, terms=terms, now=lambda: 0)
+    return Consoles(admission(oned), tokens, limits(), rules=rules, terms=terms, now=lambda: 0)
 
 
 def given_up(body):
@@ -719,7 +719,7 @@ def test_when_the_client_goes_away_oned_is_not_waited_for_and_no_token_is_writte
     assert failure.check(CancelledError)
     assert oned.cancelled == [7]
     assert tokens.kept == {}
-    assert lines(log) == [f"{CLIENT} {method} vm=7 user=alice ms=250.0 cancelled: the client went away"]
+    assert lines(log) == [f"{CLIENT} {method} vm=7 user=alice ms=250.0 request={REQUEST} cancelled: the client went away"]
     assert log[0]["log_level"] == LogLevel.info
 
 
@@ -752,7 +752,7 @@ def test_a_call_is_one_line_with_method_vm_user_client_code_time_and_token(log):
     waiting[7].callback(None)
     result_of(answer)
     token = fingerprint(consoles.tokens_issued[0])
-    assert lines(log) == [f"{CLIENT} one.vm.vnctoken vm=7 user=alice ms=12.5 code=0x0000 token={token}"]
+    assert lines(log) == [f"{CLIENT} one.vm.vnctoken vm=7 user=alice ms=12.5 request={REQUEST} code=0x0000 token={token}"]
     assert log[0]["log_level"] == LogLevel.info
 
 
@@ -767,7 +767,7 @@ def test_a_call_is_one_line_with_method_vm_user_client_code_time_and_token(log):
 )
 def test_what_an_operator_must_look_at_is_an_error_with_its_reason_and_a_callers_mistake_is_not(log, error, level, end):
     call("one.vm.vnc", SESSION, 7, consoles=MemoryConsoles(error))
-    assert lines(log) == [f"{CLIENT} one.vm.vnc vm=7 user=alice ms=0.0 {end}"]
+    assert lines(log) == [f"{CLIENT} one.vm.vnc vm=7 user=alice ms=0.0 request={REQUEST} {end}"]
     assert log[0]["log_level"] == level
 
 
@@ -782,7 +782,7 @@ def test_what_an_operator_must_look_at_is_an_error_with_its_reason_and_a_callers
 )
 def test_a_call_with_wrong_arguments_is_logged_with_what_is_known(log, arguments, known):
     call("one.vm.vnc", *arguments)
-    assert lines(log) == [f"{CLIENT} one.vm.vnc {known} ms=0.0 code=0x1000"]
+    assert lines(log) == [f"{CLIENT} one.vm.vnc {known} ms=0.0 request={REQUEST} code=0x1000"]
 
 
 def test_each_call_of_a_multicall_is_a_line(log):
@@ -811,7 +811,7 @@ def test_of_a_session_only_the_user_name_is_logged_and_it_cannot_forge_anything(
     text = session.replace("\r", "&#13;")
     assert raw_call(f"<value>{text}</value>", "<value>7</value>")[0] is True
     (line,) = lines(log)
-    assert line.startswith(f"{CLIENT} one.vm.vnc vm=7 user={user} ms=0.0 code=0x0000 token=")
+    assert line.startswith(f"{CLIENT} one.vm.vnc vm=7 user={user} ms=0.0 request={REQUEST} code=0x0000 token=")
 
 
 def test_a_secret_in_the_wrong_place_is_not_logged(log):

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from callers import admission, caller
+from callers import admission, caller, limits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from readers import opens
@@ -94,7 +94,7 @@ def test_whatever_host_and_port_a_console_has_websockify_reads_one_well_formed_l
         assert folder.prepare() == []
         rules = ConsoleRules(states=Config().console_states, ports=range(5900, 65536))
         terms = Terms(ttl=600, ttl_max=600, resolved=False, wss=False)
-        consoles = Consoles(admission(MemoryOned(vm)), folder, rules=rules, terms=terms, now=lambda: NOW)
+        consoles = Consoles(admission(MemoryOned(vm)), folder, limits(), rules=rules, terms=terms, now=lambda: NOW)
         results = []
         Deferred.fromCoroutine(consoles.open(caller("alice:secret"), 7)).addBoth(results.append)
         (result,) = results

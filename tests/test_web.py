@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import re
 import xmlrpc.client
 from dataclasses import dataclass
 
 import pytest
-from callers import entrance
+from callers import entrance, limits
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -18,7 +19,7 @@ from twisted.python.failure import Failure
 
 from vnctoken.auth.proxies import TrustedProxies
 from vnctoken.consoles import Console
-from vnctoken.httpserver import MAX_HEADER_BYTES, MAX_HEADERS, REQUEST_SECONDS
+from vnctoken.httpserver import FIRST_REQUEST_SECONDS, MAX_HEADER_BYTES, MAX_HEADERS, REQUEST_SECONDS
 from vnctoken.rpc import Rpc
 from vnctoken.web import RpcSite
 
@@ -550,9 +551,7 @@ def test_one_connection_too_many_is_told_so_and_there_is_room_again_when_one_end
         assert refused.headers[b"Connection"] == b"close"
         assert refused.body == b"too many connections\n"
         assert refused.closed
-    assert [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events] == [
-        "2 connections are open (:max_connections:); more are refused"
-    ]
+    assert lines(events) == ["2 connections are open (:max_connections:); more are refused"]
     clients[0].hang_up()
     clients.append(world.connect())
     clients[-1].send(request())
@@ -660,22 +659,28 @@ def test_who_comes_by_the_unix_socket_is_a_trusted_proxy_and_nobody_else_passes_
     assert world.answers.questions == [(b"hello", "192.0.2.77")]
 
 
+def lines(events):
+    """Return what was logged, without the names of the requests, each of which has its own."""
+    texts = [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events]
+    return [re.sub("request=[0-9a-f]{12}", "request=#", text) for text in texts]
+
+
 def test_the_client_that_leaves_while_oned_is_asked_gets_no_token_and_one_line_in_the_log(events):
     consoles = Counting()
-    client = World(Rpc(consoles, entrance(), Clock())).connect()
+    client = World(Rpc(consoles, entrance(), limits(), Clock())).connect()
     client.send(request(xmlrpc.client.dumps(("alice:secret", 7), "one.vm.vnctoken").encode()))
     assert consoles.asked == 1
     client.hang_up()
     assert (client.received, consoles.written) == (b"", 0)
     gc.collect()
-    assert [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events] == [
-        "192.0.2.9 one.vm.vnctoken vm=7 user=alice ms=0.0 cancelled: the client went away"
+    assert lines(events) == [
+        "192.0.2.9 one.vm.vnctoken vm=7 user=alice ms=0.0 request=# cancelled: the client went away"
     ]
 
 
 def test_the_client_that_leaves_during_a_multicall_gets_no_token_and_one_line_per_call():
     consoles = Counting()
-    client = World(Rpc(consoles, entrance(), Clock())).connect()
+    client = World(Rpc(consoles, entrance(), limits(), Clock())).connect()
     calls = [{"methodName": "one.vm.vnctoken", "params": ["alice:secret", vm_id]} for vm_id in (7, 8, 9)]
     with capturedLogs() as events:
         client.send(request(xmlrpc.client.dumps((calls,), "system.multicall").encode()))
@@ -683,8 +688,9 @@ def test_the_client_that_leaves_during_a_multicall_gets_no_token_and_one_line_pe
         client.hang_up()
         gc.collect()
     assert (client.received, consoles.written) == (b"", 0)
-    assert [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events] == [
-        f"192.0.2.9 one.vm.vnctoken vm={vm_id} user=alice ms=0.0 cancelled: the client went away" for vm_id in (7, 8, 9)
+    assert lines(events) == [
+        f"192.0.2.9 one.vm.vnctoken vm={vm_id} user=alice ms=0.0 request=# cancelled: the client went away"
+        for vm_id in (7, 8, 9)
     ]
 
 
@@ -746,11 +752,47 @@ def drain(world):
 def test_idle_connections_are_closed_at_once_when_the_service_ends():
     world = World()
     clients = [world.connect() for _ in range(3)]
-    clients[0].send(request())
+    for client in clients:
+        client.send(request())
     drained = drain(world)
     assert [client.closed for client in clients] == [True] * 3
     assert drained.called
     assert world.clock.getDelayedCalls() == []
+
+
+def test_who_has_just_connected_when_the_service_ends_has_a_moment_to_send_the_request():
+    """It is on its way: the client would lose the call."""
+    world = World()
+    client = world.connect()
+    drained = drain(world)
+    world.clock.advance(FIRST_REQUEST_SECONDS - 0.1)
+    assert not client.closed
+    client.send(request())
+    assert (client.status, client.closed, drained.called) == (200, True, True)
+    assert client.received.endswith(answer_bytes(b"hello"))
+
+
+def test_who_has_connected_and_says_nothing_is_not_waited_for_longer(events):
+    assert FIRST_REQUEST_SECONDS <= 2
+    world = World()
+    clients = [world.connect() for _ in range(2)]
+    clients[0].send(b"\r\n")
+    drained = drain(world)
+    world.clock.advance(FIRST_REQUEST_SECONDS)
+    assert [(client.closed, client.received) for client in clients] == [(True, b"")] * 2
+    assert drained.called
+    assert events == []
+
+
+def test_a_request_that_began_in_that_moment_has_the_usual_time():
+    world = World()
+    client = world.connect()
+    drained = drain(world)
+    client.send(request()[:-1])
+    world.clock.advance(DRAIN_SECONDS - 0.1)
+    assert not drained.called
+    client.send(request()[-1:])
+    assert (client.status, client.closed, drained.called) == (200, True, True)
 
 
 def test_without_connections_there_is_nothing_to_wait_for():
@@ -760,6 +802,7 @@ def test_without_connections_there_is_nothing_to_wait_for():
 def test_busy_connections_are_closed_after_their_answers():
     world = slow_world()
     waiting, arriving, idle = (world.connect() for _ in range(3))
+    idle.send(request(path=b"/nowhere"))
     waiting.send(request())
     arriving.send(request()[:-1])
     drained = drain(world)
@@ -797,9 +840,7 @@ def test_stragglers_are_cut_off_when_the_time_is_over(events):
     assert drained.called
     assert [client.wire.aborted for client in clients] == [True, True, False]
     assert world.answers.cancelled == 2
-    assert [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events] == [
-        "2 calls were cut off: they took longer to finish"
-    ]
+    assert lines(events) == ["2 calls were cut off: they took longer to finish"]
 
 
 def test_a_request_that_came_behind_another_is_answered_before_the_end():

@@ -10,6 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from vnctoken.decisions import UNAUDITED, about, note
 from vnctoken.errors import NoExistsError, TokenStoreError, VnctokenError
 from vnctoken.tokens import PROBE_VM_ID
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
+    from vnctoken.decisions import Audit
     from vnctoken.oned import Oned
     from vnctoken.rules import ConsoleRules
     from vnctoken.tokens import Grant, LiveToken, TokenStore
@@ -44,12 +46,14 @@ class Recheck:
         rules: ConsoleRules,
         clock: IReactorTime,
         interval: float,
+        audit: Audit = UNAUDITED,
     ) -> None:
         self._store = store
         self._oned = oned
         self._session = session
         self._rules = rules
         self._interval = interval
+        self._audit = audit
         self._loop = LoopingCall(self._begin_check)
         self._loop.clock = clock
         self._checking: Deferred[None] | None = None
@@ -150,6 +154,8 @@ class Recheck:
         for problem, dying in doomed.items():
             count = await self._store.revoke(vm_id, frozenset(token.digest for token in dying))
             if count:
+                for token in dying:
+                    note(self._audit, about(token, "revoked", problem))
                 self._log.info(
                     "VM {vm_id}: {count} token(s) revoked ({fingerprints}): {problem!r}",
                     vm_id=vm_id,

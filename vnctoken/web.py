@@ -30,6 +30,10 @@ class RpcSite(BoundedSite):
         self, rpc: Rpc, reactor: Any, proxies: TrustedProxies, *, max_connections: int, max_request_bytes: int
     ) -> None:
         super().__init__(self._answer, reactor, max_connections=max_connections, max_request_bytes=max_request_bytes)
+        self.serve(rpc, proxies)
+
+    def serve(self, rpc: Rpc, proxies: TrustedProxies) -> None:
+        """Have calls answered by this from now on, with these proxies trusted; those in flight end as they began."""
         self._rpc = rpc
         self._proxies = proxies
 

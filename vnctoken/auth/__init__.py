@@ -8,6 +8,7 @@ elsewhere: `entrance` asks them in turn, `proxies` says whose headers count, `gu
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,9 +41,14 @@ class CredentialError(Exception):
     """
 
 
+def request_id() -> str:
+    """Return what a request is called in the log and in the audit log."""
+    return secrets.token_hex(6)
+
+
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What doors see of a request.
+    """What doors see of a request, and what it is called in logs.
 
     `uri` is path and query as they were sent. `client` is the caller's address, behind all trusted proxies. `trusted`
     says whether a trusted proxy sent the request, `secure` whether that one got it over TLS, and `presumed` which of
@@ -57,6 +63,7 @@ class HttpRequest:
     trusted: bool = False
     secure: bool = False
     presumed: tuple[str, ...] = ()
+    id: str = field(default_factory=request_id)
 
     def header(self, name: str) -> str | None:
         """Return the value of a header, None if there is none.
@@ -143,7 +150,8 @@ class Door(Protocol):
 class Caller:
     """Who calls: a user that a door has identified, or whoever a session string is for, which oned has not judged yet.
 
-    `client` is his address. With `vm_id` he may have that VM's console and no other.
+    `client` is his address. With `vm_id` he may have that VM's console and no other. `request` and `method` are for the
+    audit log.
     """
 
     door: str
@@ -151,3 +159,5 @@ class Caller:
     session: str = field(repr=False)
     client: str
     vm_id: int | None = None
+    request: str = ""
+    method: str = ""

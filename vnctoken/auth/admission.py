@@ -6,30 +6,41 @@ from typing import TYPE_CHECKING
 
 from vnctoken.auth import OPENNEBULA
 from vnctoken.errors import AuthorizationError
+from vnctoken.sharing import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from vnctoken.auth import Caller
     from vnctoken.auth.guessing import Guessing
+    from vnctoken.limits import Limits
     from vnctoken.oned import Oned
     from vnctoken.vm import VirtualMachine
 
 
 class Admission:
-    """Asks oned for VMs as a caller."""
+    """Asks oned for VMs as a caller, within his limits. Identical questions that are in flight are asked once."""
 
-    def __init__(self, oned: Oned, guessing: Guessing, groups: GroupRules) -> None:
+    def __init__(self, oned: Oned, guessing: Guessing, groups: GroupRules, limits: Limits) -> None:
         self._oned = oned
         self._guessing = guessing
         self._groups = groups
+        self._limits = limits
+        self._questions: Sharing[tuple[str, int], VirtualMachine] = Sharing()
 
     async def vm_info(self, caller: Caller, vm_id: int) -> VirtualMachine:
         """Return a VM as the caller may see it.
 
-        Raises what `Oned.vm_info`, `GroupRules.check` and `Guessing.judged` raise, and AuthorizationError if the caller
-        is a VM and this is another one.
+        Raises what `Oned.vm_info`, `GroupRules.check`, `Guessing.judged` and `Limits` raise, and AuthorizationError if
+        the caller is a VM and this is another one.
         """
+        self._limits.check(caller.client, caller.user, vm_id)
+        vm = await self._judged(caller, vm_id)
+        # Counted for who he has proved to be only: a stranger who uses a name takes nothing away from its owner.
+        self._limits.admitted(caller.client, caller.user, vm_id)
+        return vm
+
+    async def _judged(self, caller: Caller, vm_id: int) -> VirtualMachine:
         if caller.vm_id not in (None, vm_id):
             raise AuthorizationError(f"VM {caller.vm_id} may have its own console only, and not that of VM {vm_id}")
         if caller.door != OPENNEBULA:
@@ -38,6 +49,9 @@ class Admission:
         return await self._guessing.judged(caller.client, caller.user, lambda: self._ask(caller, vm_id))
 
     async def _ask(self, caller: Caller, vm_id: int) -> VirtualMachine:
+        return await self._questions.share((caller.session, vm_id), lambda: self._asked(caller, vm_id))
+
+    async def _asked(self, caller: Caller, vm_id: int) -> VirtualMachine:
         await self._groups.check(caller.session)
         return await self._oned.vm_info(caller.session, vm_id)
 

@@ -57,7 +57,7 @@ class Entrance:
                     "Session strings are not taken here (:auth:); leave the session empty, and identify yourself by "
                     + self._names()
                 )
-            return Caller(OPENNEBULA, user_name(session), session, request.client)
+            return Caller(OPENNEBULA, user_name(session), session, request.client, request=request.id)
         if not self._doors:
             raise ApiError("Argument 1, the session, must be a non-empty string, but is an empty string")
         return await self._identified(request)
@@ -83,7 +83,9 @@ class Entrance:
             except CredentialError as error:
                 self._refused(door, request, claim.account, error)
             else:
-                return Caller(door.name, identity.user, identity.session, request.client, identity.vm_id)
+                return Caller(
+                    door.name, identity.user, identity.session, request.client, identity.vm_id, request.id
+                )
         # The same words for whoever fails: which part was wrong is for the log.
         raise AuthenticationError(f"The session is empty, and nobody is identified by {self._names()}")
 
@@ -127,6 +129,11 @@ class Visit:
     def client(self) -> str:
         """The caller's address."""
         return self._request.client
+
+    @property
+    def request(self) -> str:
+        """What the request is called in logs."""
+        return self._request.id
 
     async def caller(self, session: str) -> Caller:
         """Return who calls. Raises as `Entrance.admit` does."""
