@@ -63,11 +63,26 @@ http {{
 }}
 """
 
+# Stands where each call has a number of its own.
+EACH = "#each#"
+UNLIMITED = ":calls_per_user: none\n:calls_per_vm: none\n"
+
 # wrk counts in microseconds.
 WRK = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "text/xml"
-wrk.body = [[{body}]]
+-- Passwords that differ, where nobody looks at them: identical calls at the same time would share a question to oned.
+local head, tail = [[{head}]], [[{tail}]]
+local requests, number = {{}}, 0
+function init()
+    for each = 1, 997 do
+        requests[each] = wrk.format(nil, nil, nil, head .. ({vary} and each or "") .. tail)
+    end
+end
+function request()
+    number = number % #requests + 1
+    return requests[number]
+end
 done = function(summary, latency, requests)
     local e = summary.errors
     io.write(string.format("figures %d %d %d %d %d\\n", summary.requests, summary.duration,
@@ -118,7 +133,8 @@ def main() -> None:
 
 
 def _candidates(options: argparse.Namespace, folder: Path, stack: contextlib.ExitStack) -> list[Candidate]:
-    call = xmlrpc.client.dumps((options.session, options.vm), "one.vm.vnctoken").encode()
+    session = options.session + (EACH if options.setting == "ceiling" else "")
+    call = xmlrpc.client.dumps((session, options.vm), "one.vm.vnctoken").encode()
     info = xmlrpc.client.dumps((options.session, options.vm), "one.vm.info").encode()
     if options.setting == "ceiling":
         oned = stack.enter_context(_nginx(folder))
@@ -130,7 +146,7 @@ def _candidates(options: argparse.Namespace, folder: Path, stack: contextlib.Exi
             started = stack.enter_context(sandbox("--max-connections", "15", "--delay", str(options.delay)))
             oned, pid = started.url, started.pid
         candidates = [Candidate("oned", oned, info, pid)]
-    service = stack.enter_context(vnctoken_server(folder, oned))
+    service = stack.enter_context(vnctoken_server(folder, oned, UNLIMITED))
     others = [other.partition("=") for other in options.also]
     return [
         *candidates,
@@ -174,7 +190,8 @@ def _compare(candidates: Sequence[Candidate], clients: int, rounds: int, seconds
 
 def _round(candidate: Candidate, clients: int, seconds: int, folder: Path) -> Figures:
     script = folder / f"{candidate.name}.lua"
-    script.write_text(WRK.format(body=candidate.body.decode()), encoding="utf-8")
+    head, each, tail = candidate.body.decode().partition(EACH)
+    script.write_text(WRK.format(head=head, tail=tail, vary=str(bool(each)).lower()), encoding="utf-8")
     cpu = _cpu_seconds(candidate.pid)
     wrk = [_path("wrk"), "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), candidate.url]
     output = subprocess.run(wrk, capture_output=True, text=True, check=True).stdout

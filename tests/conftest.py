@@ -182,8 +182,10 @@ def vnctoken_server(one_location, oned_url, settings="", environment=()):
     """Run the real `vnctoken-server` for the time of a block, self-contained under `one_location`."""
     (one_location / "etc").mkdir(parents=True, exist_ok=True)
     (one_location / "var").mkdir(exist_ok=True)
+    # Two services on one machine would want the same port.
+    monitor = "" if ":monitor_listen:" in settings else ":monitor_listen: none\n"
     (one_location / "etc" / "vnctoken-server.conf").write_text(
-        f":port: 0\n:one_xmlrpc: {oned_url}\n{settings}\n", encoding="utf-8"
+        f":port: 0\n:one_xmlrpc: {oned_url}\n{monitor}{settings}\n", encoding="utf-8"
     )
     env = {**os.environ, "ONE_LOCATION": str(one_location), **dict(environment)}
     env.pop("JOURNAL_STREAM", None)

@@ -31,7 +31,7 @@ from vnctoken.checks import FAIL, OK, SKIP, WARN, check_extras, check_folder
 from vnctoken.config import Config, load
 from vnctoken.doctor import NAMES, Collaborators, Doctor
 from vnctoken.readers import token_options
-from vnctoken.service import make_login, make_oned, make_store
+from vnctoken.parts import make_login, make_oned, make_store
 from vnctoken.tokens import PROBE_VM_ID
 
 if TYPE_CHECKING:

@@ -137,7 +137,7 @@ def test_the_service_acts_for_users_by_a_private_key_too(tmp_path):
 def test_doors_that_cannot_open_keep_the_service_from_starting_and_it_says_why(tmp_path, settings, named):
     (tmp_path / "etc").mkdir()
     (tmp_path / "var").mkdir()
-    (tmp_path / "etc" / "vnctoken-server.conf").write_text(f":port: 0\n{settings}")
+    (tmp_path / "etc" / "vnctoken-server.conf").write_text(f":port: 0\n:monitor_listen: none\n{settings}")
     ended = subprocess.run(
         (sys.executable, "-m", "vnctoken.server"),
         env={**os.environ, "ONE_LOCATION": str(tmp_path)},

@@ -25,9 +25,10 @@ from zope.interface import implementer
 
 from vnctoken.config import Config
 from vnctoken.errors import ConfigError
+from vnctoken.parts import epoch
 from vnctoken.sandbox.cloud import demo_cloud
 from vnctoken.sandbox.oned import OnedFactory
-from vnctoken.service import SHUTDOWN_SECONDS, epoch, make_service
+from vnctoken.service import SHUTDOWN_SECONDS, make_service
 
 
 @implementer(IHostnameResolver, IReactorPluggableNameResolver)
@@ -91,7 +92,13 @@ def started(tmp_path, network):
     """Return what starts a service on any free port of loopback, with some settings."""
 
     def start(**settings):
-        usual = {"host": "127.0.0.1", "port": 0, "var": tmp_path, "subscriber_endpoint": None}
+        usual = {
+            "host": "127.0.0.1",
+            "port": 0,
+            "monitor_listen": None,
+            "var": tmp_path,
+            "subscriber_endpoint": None,
+        }
         service = make_service(Config(**usual | settings), network)
         service.startService()
         return service
@@ -99,9 +106,9 @@ def started(tmp_path, network):
     return start
 
 
-def call(network, vm_id=0, method="one.vm.vnctoken"):
+def call(network, vm_id=0, method="one.vm.vnctoken", session="alice:secret"):
     """Return the connection of a client that has just made a call."""
-    body = xmlrpc.client.dumps(("alice:secret", vm_id), method).encode()
+    body = xmlrpc.client.dumps((session, vm_id), method).encode()
     wire = Wire()
     wire.channel = network.ports[-1].factory.buildProtocol(wire.getPeer())
     wire.channel.makeConnection(wire)
@@ -212,12 +219,36 @@ def test_the_timeout_of_the_configuration_counts(started, network):
 
 def test_the_connections_to_oned_of_the_configuration_count(started, network):
     started(one_xmlrpc_connections=2)
-    wires = [call(network) for _ in range(3)]
+    wires = [call(network, vm_id) for vm_id in range(3)]
     assert len(network.tcpClients) == 2
     network.let_oned_answer()
     assert len(network.tcpClients) == 3
     network.let_oned_answer()
     assert [bool(wire.value()) for wire in wires] == [False, True, True]
+
+
+def test_identical_calls_in_flight_are_one_question_to_oned_and_a_token_each(started, network):
+    started()
+    wires = [call(network) for _ in range(5)]
+    other = call(network, 1)
+    assert len(network.tcpClients) == 2
+    network.let_oned_answer()
+    assert [wire.value() for wire in wires] == [b""] * 5
+    assert other.value()
+    del network.tcpClients[-1]
+    network.let_oned_answer()
+    tokens = [wire.answer[1]["Token"] for wire in wires]
+    assert len({*tokens}) == 5
+    call(network)
+    assert len(network.tcpClients) == 2
+
+
+def test_who_leaves_takes_no_question_away_from_those_who_ask_the_same(started, network):
+    started()
+    first, second = call(network), call(network)
+    first.loseConnection()
+    network.let_oned_answer()
+    assert second.answer[0] is True
 
 
 def test_the_limit_of_a_requests_size_of_the_configuration_counts(started, network):
@@ -228,8 +259,8 @@ def test_the_limit_of_a_requests_size_of_the_configuration_counts(started, netwo
 
 def test_the_limit_of_connections_of_the_configuration_counts(started, network):
     started(max_connections=2)
-    for _ in range(2):
-        assert call(network).value() == b""
+    for vm_id in range(2):
+        assert call(network, vm_id).value() == b""
     assert len(network.tcpClients) == 2
     wire = Wire()
     wire.channel = network.ports[-1].factory.buildProtocol(wire.getPeer())
@@ -420,7 +451,8 @@ def without_pyopenssl(one_location, oned, ready=None):
     """Run the service as where pyOpenSSL is not installed."""
     (one_location / "etc").mkdir(parents=True)
     (one_location / "var").mkdir()
-    (one_location / "etc" / "vnctoken-server.conf").write_text(f":port: 0\n:one_xmlrpc: {oned}\n")
+    settings = f":port: 0\n:monitor_listen: none\n:one_xmlrpc: {oned}\n"
+    (one_location / "etc" / "vnctoken-server.conf").write_text(settings)
     environment = {**os.environ, "ONE_LOCATION": str(one_location)}
     return running(sys.executable, "-c", WITHOUT_PYOPENSSL, env=environment, cwd=ROOT, ready=ready)
 

@@ -1,53 +1,58 @@
-"""The composition root: the one place that makes collaborators and hands them to each other."""
+"""The composition root: the one place that makes collaborators and hands them to each other.
+
+What a reload can replace is made in works.py, what the doctor examines as well in parts.py.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from vnctoken.auth import OPENNEBULA
-from vnctoken.auth.admission import Admission, GroupRules
-from vnctoken.auth.basic import BasicDoor
-from vnctoken.auth.ec2 import Ec2Door
-from vnctoken.auth.entrance import Entrance
-from vnctoken.auth.guessing import Guessing
-from vnctoken.auth.proxies import TrustedProxies
-from vnctoken.auth.remote import RemoteDoor
-from vnctoken.auth.users import UserPool
-from vnctoken.consoles import Consoles, Terms
-from vnctoken.errors import ConfigError, OnedError
-from vnctoken.events import Events
-from vnctoken.exchange import HttpExchange
+from vnctoken.audit import AuditLog
+from vnctoken.decisions import UNAUDITED
+from vnctoken.errors import ConfigError
+from vnctoken.health import Health, oned_answers
+from vnctoken.limits import LimitRules, Limits
 from vnctoken.listener import ListenerService
-from vnctoken.login import ServerLogin
-from vnctoken.oned import Oned
-from vnctoken.presence import Presence
-from vnctoken.recheck import Recheck
+from vnctoken.measures import UNMEASURED, Vitals
+from vnctoken.monitor import MonitorSite
+from vnctoken.parts import epoch, make_store
 from vnctoken.resolver import Resolver
-from vnctoken.rpc import Rpc
-from vnctoken.rules import ConsoleRules
-from vnctoken.tls import client_tls
-from vnctoken.tokens import PROBE_VM_ID
-from vnctoken.tokens.folder import TokenFolder
-from vnctoken.tokens.jwt import JwtStore
+from vnctoken.tokens.register import Register
+from vnctoken.tokens.watched import WatchedStore
 from vnctoken.web import ResolverSite, RpcSite
+from vnctoken.works import Lasting, Works, make_works
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from twisted.python.failure import Failure
 
-    from vnctoken.auth import Door
     from vnctoken.config import Config
-    from vnctoken.tokens import LiveToken, TokenStore
+    from vnctoken.health import Check
+    from vnctoken.httpserver import BoundedSite
+    from vnctoken.metrics import Metrics
+    from vnctoken.values import Listener
 
 SHUTDOWN_SECONDS = 5
 """How long calls in flight may take to finish once the service was told to stop."""
+
+AT_START = frozenset(
+    {
+        *("host", "port", "monitor_listen", "resolver_listen", "max_connections", "max_request_bytes"),
+        *("token_store", "token_folder_name", "tokens_per_vm", "jwt_key_files"),
+        *("redis_servers", "redis_sentinel", "redis_db", "redis_namespace", "redis_password_file"),
+        *("redis_tls", "redis_ca", "redis_timeout"),
+        *("audit_log", "audit_required", "log_system"),
+    }
+)
+"""The keys whose change takes a restart: what is opened at the start stays as it is."""
+
+_MONITORS = 64
 
 _log = Logger()
 
@@ -55,24 +60,51 @@ _log = Logger()
 class ConsoleService(MultiService):
     """All that runs, for `vnctoken-server` and for `twist`: the listeners, and what watches over the tokens."""
 
-    def __init__(self, calls: ListenerService, store: TokenStore, watchers: list[Recheck | Events]) -> None:
+    def __init__(  # noqa: PLR0913 (what runs)
+        self,
+        works: Works,
+        lasting: Lasting,
+        register: Register,
+        *,
+        site: RpcSite,
+        calls: ListenerService,
+        resolver: Resolver | None,
+        audit: AuditLog | None,
+    ) -> None:
         super().__init__()
+        self._works = works
+        self._lasting = lasting
+        self._register = register
+        self._site = site
         self._calls = calls
-        self._store = store
-        self._watchers = watchers
+        self._resolver = resolver
+        self._audit = audit
         calls.setServiceParent(self)
+
+    @property
+    def works(self) -> Works:
+        """What answers calls now."""
+        return self._works
 
     @property
     def url(self) -> str:
         """Where calls are taken, with the real port if 0 was asked for."""
         return f"http://{self._calls.address}/RPC2"
 
+    @property
+    def status(self) -> str:
+        """How things are, in one line."""
+        oned = "oned does not answer" if self._works.oned.shut else "oned answers"
+        return f"Listens on {self.url}; live tokens: {len(self._register)}; {oned}"
+
     def startService(self) -> None:
         """Listen and watch. Raises CannotListenError if a port is taken, and ConfigError."""
         super().startService()
-        # Only who has the port may tidy up: it may be that another one runs.
-        self._store.start()
-        for watcher in self._watchers:
+        # Only who has the port may tidy up, and write the audit log: it may be that another one runs.
+        if self._audit is not None:
+            self._audit.open()
+        self._lasting.store.start()
+        for watcher in self._works.watchers:
             watcher.start()
 
     def stopService(self) -> Deferred[None]:
@@ -81,211 +113,171 @@ class ConsoleService(MultiService):
 
     async def _stop(self) -> None:
         await super().stopService()
-        for watcher in self._watchers:
-            await watcher.stop()
-        await self._store.close()
+        await _stop_all(self._works)
+        await self._lasting.store.close()
+        if self._audit is not None:
+            self._audit.close()
+
+    def reload(self, config: Config) -> list[str]:
+        """Work by another configuration from now on; return the keys whose change takes a restart, and has none now.
+
+        Calls in flight end as they began. Raises ConfigError, and then nothing is changed.
+        """
+        config, waiting = _reloadable(config, self._works.config)
+        # A login that has come since is looked for; one that there is reads its files by itself.
+        if config == self._works.config and self._works.login is not None:
+            return waiting
+        before = self._works
+        works = make_works(config, self._lasting, before)
+        started = []
+        try:
+            for watcher in works.watchers:
+                watcher.start()
+                started.append(watcher)
+        except ConfigError:
+            Deferred.fromCoroutine(_stop_all(replace(works, watchers=started))).addErrback(_stray)
+            raise
+        self._lasting.limits.rules = LimitRules.from_config(config)
+        self._site.serve(works.rpc, works.proxies)
+        if self._resolver is not None:
+            self._resolver.reuse_window, self._resolver.verify = config.reuse_window, works.verify
+        self._works = works
+        Deferred.fromCoroutine(_stop_all(before)).addErrback(_stray)
+        return waiting
+
+    def reopen(self) -> None:
+        """Open the audit log anew: logrotate has put it aside."""
+        if self._audit is not None:
+            self._audit.reopen()
 
 
-def make_service(config: Config, reactor: Any) -> ConsoleService:
+def make_service(config: Config, reactor: Any, inherited: int | None = None) -> ConsoleService:
     """Build the service, and look whether its token store can be used.
 
-    Raises ConfigError if what the configuration points at cannot be used.
+    With `inherited`, the file descriptor of a socket that listens, calls are taken there, and not at `:host:` and
+    `:port:`. Raises ConfigError if what the configuration points at cannot be used.
     """
     now = epoch(reactor)
-    store = make_store(config, reactor)
+    register = Register()
+    vitals = Vitals(
+        live_tokens=lambda: len(register),
+        oldest_token=lambda: None if (issued := register.oldest()) is None else max(now() - issued, 0.0),
+        connections=lambda: site.connections,
+        oned_connections=lambda: service.works.oned.connections,
+        oned_waiting=lambda: service.works.oned.waiting,
+        oned_shut=lambda: service.works.oned.shut,
+    )
+    metrics = _metrics(config, vitals)
+    measures = metrics or UNMEASURED
+    audit = None
+    if config.audit_log is not None:
+        audit = AuditLog(Path(config.audit_log), time.time, required=config.audit_required, measures=measures)
+    store = WatchedStore(
+        make_store(config, reactor),
+        register,
+        reactor,
+        now,
+        tokens_per_vm=config.tokens_per_vm,
+        measures=measures,
+        audit=audit or UNAUDITED,
+    )
     for warning in store.prepare():
         _log.warn("{warning}", warning=warning)
-    oned = make_oned(config, reactor)
-    rules = ConsoleRules(states=config.console_states, ports=config.vnc_ports)
-    login = _server_login(config)
-    guessing = Guessing(reactor, *config.auth_failures)
-    entrance = Entrance(
-        _doors(config, reactor, oned, login),
-        guessing,
-        sessions=OPENNEBULA in config.auth,
-        strict=bool(config.trusted_proxies),
-    )
-    groups = GroupRules(oned, restricted=config.restricted_groups, allowed=config.allowed_groups)
-    presence = None if login is None else Presence(oned, login.session, rules)
-    terms = Terms(
-        ttl=config.token_ttl,
-        ttl_max=config.token_ttl_max,
-        resolved=config.resolver_listen is not None and store.revocable,
-        wss=config.vnc_proxy_support_wss,
-        link=config.console_url,
-    )
-    admission = Admission(oned, guessing, groups)
-    consoles = Consoles(admission, store, rules=rules, terms=terms, now=now, presence=presence)
+    limits = Limits(LimitRules.from_config(config), register, store, reactor, now)
+    lasting = Lasting(reactor, now, store, limits, measures, audit or UNAUDITED)
+    works = make_works(config, lasting)
     site = RpcSite(
-        Rpc(consoles, entrance, reactor, config.permissions),
+        works.rpc,
         reactor,
-        TrustedProxies([proxy for proxy in config.trusted_proxies if not isinstance(proxy, Path)]),
+        works.proxies,
         max_connections=config.max_connections,
         max_request_bytes=config.max_request_bytes,
     )
-    calls = ListenerService(
-        site, reactor, (config.host, config.port), setting=":host: and :port:", drain_seconds=SHUTDOWN_SECONDS
+
+    def listener(site: BoundedSite, at: Listener, setting: str, inherited: int | None = None) -> ListenerService:
+        return ListenerService(site, reactor, at, setting=setting, drain_seconds=SHUTDOWN_SECONDS, inherited=inherited)
+
+    resolver = None
+    if config.resolver_listen is not None:
+        resolver = Resolver(
+            store,
+            reactor.seconds,
+            reuse_window=config.reuse_window,
+            verify=works.verify,
+            measures=measures,
+            audit=audit or UNAUDITED,
+        )
+    service = ConsoleService(
+        works,
+        lasting,
+        register,
+        site=site,
+        calls=listener(site, (config.host, config.port), ":host: and :port:", inherited),
+        resolver=resolver,
+        audit=audit,
     )
-    watchers = _watchers(config, reactor, store=store, oned=oned, login=login, rules=rules)
-    service = ConsoleService(calls, store, watchers)
     for proxy in config.trusted_proxies:
         if isinstance(proxy, Path):
-            ListenerService(
-                site, reactor, proxy, setting=":trusted_proxies:", drain_seconds=SHUTDOWN_SECONDS
-            ).setServiceParent(service)
-    if config.resolver_listen is not None:
-        # Without a login `_server_login` has not let a service begin that promises to verify.
-        verify = _verify(presence) if config.verify_on_connect and presence else None
-        resolver = Resolver(store, reactor.seconds, reuse_window=config.reuse_window, verify=verify)
-        ListenerService(
-            ResolverSite(resolver, reactor, max_connections=config.max_connections),
-            reactor,
-            config.resolver_listen,
-            setting=":resolver_listen:",
-            drain_seconds=SHUTDOWN_SECONDS,
-        ).setServiceParent(service)
+            listener(site, proxy, ":trusted_proxies:").setServiceParent(service)
+    if resolver is not None and config.resolver_listen is not None:
+        questions = ResolverSite(resolver, reactor, max_connections=config.max_connections)
+        listener(questions, config.resolver_listen, ":resolver_listen:").setServiceParent(service)
+    if config.monitor_listen is not None:
+        health = Health(_checks(config, service, lasting, audit), reactor)
+        monitor = MonitorSite(health, None if metrics is None else metrics.render, reactor, max_connections=_MONITORS)
+        listener(monitor, config.monitor_listen, ":monitor_listen:").setServiceParent(service)
     return service
 
 
-def make_oned(config: Config, reactor: Any) -> Oned:
-    """Build what asks oned. Raises ConfigError if its TLS cannot be set up."""
-    url = urlsplit(config.one_xmlrpc)
-    tls = None
-    if url.scheme == "https":
-        tls = client_tls(config.one_xmlrpc_ca, ":one_xmlrpc_ca:", f":one_xmlrpc: is {config.one_xmlrpc!r}")
-    return Oned(
-        HttpExchange(reactor, config.one_xmlrpc, tls and tls(str(url.hostname))),
-        reactor,
-        timeout=config.one_xmlrpc_timeout,
-        connections=config.one_xmlrpc_connections,
-        aside=lambda work: deferToThreadPool(reactor, reactor.getThreadPool(), work),
-    )
-
-
-def _doors(config: Config, reactor: Any, oned: Oned, login: ServerLogin | None) -> list[Door]:
-    """Build the doors of `:auth:`."""
-    if login is None:
-        # `_server_login` has let nothing else be there then.
-        return [BasicDoor(oned)] if "basic" in config.auth else []
-    doors: list[Door] = []
-    session, users = login.session, UserPool(oned, login.session, reactor).users
-    for name in config.auth:
-        match name:
-            case "basic":
-                doors.append(BasicDoor(oned))
-            case "x509":
-                from vnctoken.auth.x509 import X509Door  # noqa: PLC0415 (cryptography is an extra)
-
-                doors.append(X509Door(users=users, session=session, now=time.time))
-            case "remote":
-                doors.append(RemoteDoor(users=users, session=session))
-            case "ec2":
-                host = config.public_url and urlsplit(config.public_url).netloc
-                doors.append(Ec2Door(users=users, session=session, now=time.time, clock=reactor, host=host))
-            case "onegate":
-                from vnctoken.auth.onegate import OneGateDoor  # noqa: PLC0415 (cryptography is an extra)
-
-                doors.append(OneGateDoor(oned=oned, users=users, own_session=session, session=session))
-    return doors
-
-
-def make_store(config: Config, reactor: Any) -> TokenStore:
-    """Build the token store. Raises ConfigError if it cannot be."""
-    match config.token_store:
-        case "redis":
-            return _redis_store(config, reactor)
-        case "jwt":
-            # The machine that judges these tokens goes by its own clock.
-            return JwtStore(config.jwt_key_files, time.time)
-    return TokenFolder(
-        config.token_folder, reactor, epoch(reactor), ttl=config.token_ttl, tokens_per_vm=config.tokens_per_vm
-    )
-
-
-def make_login(config: Config) -> ServerLogin | None:
-    """Build the service's own login at oned, None if there is none. Raises ConfigError if it cannot be used."""
-    return ServerLogin.load(
-        config.core_auth,
-        folder=config.var / ".one",
-        etc=config.etc,
-        now=time.time,
-        expire_delta=config.expire_delta,
-        expire_margin=config.expire_margin,
-    )
-
-
-def epoch(reactor: Any) -> Callable[[], float]:
-    """Return what tells the second of the epoch, counted on by the reactor's clock (see `keep_steady_time`)."""
-    began = time.time() - reactor.seconds()
-    return lambda: began + reactor.seconds()
-
-
-def _redis_store(config: Config, reactor: Any) -> TokenStore:
+def _metrics(config: Config, vitals: Vitals) -> Metrics | None:
+    """Build the metrics, if anybody can ask for them."""
+    if config.monitor_listen is None:
+        return None
     try:
-        from vnctoken.tokens.redis import RedisStore  # noqa: PLC0415 (its client is an extra)
+        from vnctoken.metrics import Metrics  # noqa: PLC0415 (Prometheus' client is an extra)
     except ImportError:
-        raise ConfigError(":token_store: is redis, which needs txredisapi: install vnctoken[redis]") from None
-    return RedisStore(
-        reactor,
-        servers=config.redis_servers,
-        sentinel=config.redis_sentinel,
-        db=config.redis_db,
-        namespace=config.redis_namespace,
-        password=config.redis_password_file and _password(Path(config.redis_password_file)),
-        tls=client_tls(config.redis_ca, ":redis_ca:", ":redis_tls: is yes") if config.redis_tls else None,
-        timeout=config.redis_timeout,
-        tokens_per_vm=config.tokens_per_vm,
-    )
+        _log.info("there are no metrics at :monitor_listen:, as prometheus_client is not installed: vnctoken[metrics]")
+        return None
+    return Metrics(vitals)
 
 
-def _password(path: Path) -> str:
-    try:
-        password = path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f":redis_password_file: is '{path}', which cannot be read: {reason}") from None
-    if not password or "\n" in password:
-        raise ConfigError(f":redis_password_file: is '{path}', but a file with one line, the password, is expected")
-    return password
+def _checks(config: Config, service: ConsoleService, lasting: Lasting, audit: AuditLog | None) -> dict[str, Check]:
+    """Return what /readyz looks at."""
+
+    def session() -> str:
+        login = service.works.login
+        return "" if login is None else login.session()
+
+    checks: dict[str, Check] = {
+        "oned": lambda: oned_answers(service.works.oned, session),
+        "store": lasting.store.check,
+    }
+    if audit is not None and config.audit_required:
+        checks["audit"] = audit.check
+    return checks
 
 
-def _server_login(config: Config) -> ServerLogin | None:
-    """Return the service's own login at oned; where there is none, say what is off without it."""
-    try:
-        login = make_login(config)
-        problem = f"there is no {config.server_login}"
-    except ConfigError as error:
-        login, problem = None, str(error)
-    if login is None and (needed := config.needs_login):
-        raise ConfigError(f"{' and '.join(needed)}, which needs a login of the service's own at oned: {problem}")
-    if login is None and config.recheck_interval:
-        _log.warn("oned is not asked whether tokens outlive their consoles (:recheck_interval:): {why}", why=problem)
-    return login
+def _reloadable(config: Config, current: Config) -> tuple[Config, list[str]]:
+    """Return a configuration as far as it can come true now, and the keys of what cannot."""
+    kept = {key: getattr(current, key) for key in AT_START}
+    waiting = [key for key in kept if getattr(config, key) != kept[key]]
+    sockets = tuple(proxy for proxy in current.trusted_proxies if isinstance(proxy, Path))
+    networks = tuple(proxy for proxy in config.trusted_proxies if not isinstance(proxy, Path))
+    if {*sockets} != {*config.trusted_proxies} - {*networks}:
+        waiting.append("trusted_proxies")
+    changed = replace(config, **kept, trusted_proxies=networks + sockets)
+    written = [
+        ":log:" if field.name == "log_system" else f":{field.name}:"
+        for field in fields(config)
+        if field.name in waiting
+    ]
+    return changed, written
 
 
-def _watchers(  # noqa: PLR0913 (what they work with)
-    config: Config, reactor: Any, *, store: TokenStore, oned: Oned, login: ServerLogin | None, rules: ConsoleRules
-) -> list[Recheck | Events]:
-    """Build what takes tokens back when their console is gone."""
-    if not store.revocable:
-        _log.info("tokens live until they expire: this :token_store: cannot take them back")
-        return []
-    recheck = Recheck(store, oned, login.session if login else _no_session, rules, reactor, config.recheck_interval)
-    watchers: list[Recheck | Events] = [recheck] if login and config.recheck_interval else []
-    if config.subscriber_endpoint is not None:
-        try:
-            watchers.append(Events(config.subscriber_endpoint, recheck.saw, reactor))
-        except ConfigError as error:
-            _log.info("oned's events are not listened to: {why}", why=str(error))
-    return watchers
+async def _stop_all(works: Works) -> None:
+    for watcher in works.watchers:
+        await watcher.stop()
 
 
-def _no_session() -> str:
-    raise OnedError("the service has no login of its own at oned")
-
-
-def _verify(presence: Presence) -> Callable[[LiveToken], Awaitable[bool]]:
-    async def verify(live: LiveToken) -> bool:
-        return live.grant.vm_id == PROBE_VM_ID or await presence.still_there(live.grant)
-
-    return verify
+def _stray(failure: Failure) -> None:
+    _log.failure("what watched over the tokens could not be stopped", failure)

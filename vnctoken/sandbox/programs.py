@@ -73,7 +73,8 @@ def vnctoken_server(folder: Path, oned: str, settings: str = "") -> Iterator[Pro
     """Run vnctoken-server on a free port, self-contained in a folder; `settings` are further lines of its file."""
     for name in ("etc", "var"):
         (folder / name).mkdir()
-    (folder / "etc" / "vnctoken-server.conf").write_text(f":port: 0\n:one_xmlrpc: {oned}\n{settings}", encoding="utf-8")
+    usual = f":port: 0\n:monitor_listen: none\n:one_xmlrpc: {oned}\n"
+    (folder / "etc" / "vnctoken-server.conf").write_text(usual + settings, encoding="utf-8")
     with program([sys.executable, "-m", "vnctoken.server"], ONE_LOCATION=str(folder)) as started:
         yield started
 
