@@ -138,7 +138,8 @@ def _asked(result: Callable[[Value], Result], method: str, *arguments: Any) -> Q
 
 def _written(method: str, *arguments: Any) -> bytes:
     try:
-        return xmlrpc.client.dumps(arguments, method).encode()
+        # A carriage return that is written as it is would be read as a line feed.
+        return xmlrpc.client.dumps(arguments, method).replace("\r", "&#13;").encode()
     except UnicodeEncodeError:
         # The error itself would hold the session.
         raise ValueError("the session and all other texts must be Unicode, but one has half of a character") from None

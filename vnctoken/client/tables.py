@@ -159,4 +159,7 @@ def _header(text: str, *, styled: bool) -> str:
 
 def _moment(second: int, none: str) -> str:
     """Return a time of the epoch in local time, as onevm show writes it."""
-    return time.strftime("%m/%d %H:%M:%S", time.localtime(second)) if second else none
+    try:
+        return time.strftime("%m/%d %H:%M:%S", time.localtime(second)) if second else none
+    except (OSError, OverflowError):
+        return "?"  # in no year that there is
