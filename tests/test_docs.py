@@ -11,6 +11,7 @@ import subprocess
 import sys
 import xmlrpc.client
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,6 +27,7 @@ from twisted.internet.task import Clock
 from webservers import CERTIFICATES, HOST, Upstreams, open_folder, set_to, web_server
 
 from vnctoken.accessvalues import DOORS
+from vnctoken.audit import AuditLog
 from vnctoken.auth import ASSERTIONS, Caller
 from vnctoken.auth.basic import BasicDoor
 from vnctoken.auth.ec2 import Ec2Door
@@ -33,8 +35,10 @@ from vnctoken.auth.onegate import OneGateDoor
 from vnctoken.auth.remote import RemoteDoor
 from vnctoken.auth.x509 import X509Door
 from vnctoken.config import DEFAULT_CONSOLE_STATES, DOORS_AS_SERVER, INHERITED, Config, load
+from vnctoken.decisions import Decision
 from vnctoken.doctor import NAMES
-from vnctoken.errors import ActionError, AuthorizationError, ErrorCode
+from vnctoken.errors import ActionError, AuditError, AuthorizationError, ErrorCode
+from vnctoken.measures import UNMEASURED
 from vnctoken.readers import token_options
 from vnctoken.tokens import Grant
 from vnctoken.tokens.jwt import JwtStore
@@ -104,6 +108,14 @@ def test_a_reader_who_copies_the_readmes_curl_line_gets_a_token(service):
     assert f"<string>{issued_token(service)}</string>" in answer
 
 
+def test_a_reader_who_types_the_readmes_command_gets_a_token(service, tmp_path):
+    (tmp_path / "one_auth").write_text("alice:secret\n", encoding="utf-8")
+    environment = {**os.environ, "ONE_AUTH": str(tmp_path / "one_auth"), "ONE_VNCTOKEN": service.url}
+    (text,) = (text for text in snippets(README, "sh") if text.startswith("vnctoken token"))
+    command = text.replace("vnctoken", f"{sys.executable} -m vnctoken.client.command", 1)
+    assert output(("sh",), command, service, env=environment) == issued_token(service)
+
+
 def test_the_installations_curl_line_lists_the_methods(service):
     program("curl")
     (line,) = (line for line in snippet(README, "sh", "make install").splitlines() if line.startswith("curl"))
@@ -152,7 +164,7 @@ def test_the_readmes_few_settings_have_the_defaults_of_the_whole_list():
 def test_the_operators_document_lists_every_extra():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    extras = set(setup["options.extras_require"]) - {"demo", "test", "lint"}
+    extras = set(setup["options.extras_require"]) - {"demo", "test", "fuzz", "lint"}
     assert {name for name, _ in rows(OPERATIONS, "Extras")} == extras
 
 
@@ -245,6 +257,24 @@ def test_the_protocol_says_how_callers_are_refused_at_the_doors(tmp_path, cloud)
     assert len({*told}) == 9
     assert refusals().issuperset(told)
     assert (code, re.sub(r"\d+ seconds", "6 seconds", message)) in refusals()
+
+
+def test_the_protocol_says_what_is_too_much(tmp_path, cloud):
+    with vnctoken_server(tmp_path / "calls", cloud.url, ":calls_per_user: 1/min") as service:
+        with xmlrpc.client.ServerProxy(service.url) as portal:
+            assert portal.one.vm.vnctoken("alice:secret", 0)[0] is True
+        assert refused(service.url, "alice:secret") in refusals()
+    with vnctoken_server(tmp_path / "tokens", cloud.url, ":tokens_per_user: 1") as service:
+        with xmlrpc.client.ServerProxy(service.url) as portal:
+            assert portal.one.vm.vnctoken("alice:secret", 0)[0] is True
+        assert refused(service.url, "alice:secret") in refusals()
+
+
+def test_the_protocol_says_what_happens_without_an_audit_log_that_is_required():
+    log = AuditLog(Path("/dev/full"), lambda: 0, required=True, measures=UNMEASURED)
+    with pytest.raises(AuditError) as caught:
+        log.record(Decision("issued"))
+    assert (caught.value.code, str(caught.value)) in refusals()
 
 
 def test_the_protocol_says_how_a_vm_is_refused():
