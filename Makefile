@@ -1,7 +1,11 @@
 # make demo      a portal with consoles in the browser; ONCE=1 ends by itself, VNC=HOST:PORT shows a real VNC server too
 # make test      the whole suite in its own virtual environment
 # make lint      ruff, mypy strict, a docstring on every public name
+# make fuzz      inputs nobody would write, for SECONDS=60 a target (docs/fuzzing.md)
+# make faults    what happens when things break (docs/reliability.md); make soak MINUTES=10 whether anything grows
 # make install   lay the service out under DESTDIR and PREFIX; make uninstall takes it away
+# make dist      wheel and sdist, in dist/
+# make deb       a package for this Debian and this architecture, in dist/; make rpm for its relatives (docs/installation.md)
 # make clean     forget the virtual environments and caches
 
 PYTHON  ?= python3
@@ -10,7 +14,7 @@ VENV    ?= .venv
 PIP_ARGS ?=
 BIN      = $(VENV)/bin
 
-.PHONY: demo test lint programs install install-places install-environment install-files uninstall clean
+.PHONY: demo test lint programs fuzz faults soak install install-places install-environment install-files uninstall dist deb rpm clean
 
 demo: $(VENV)/.demo $(VENV)/.novnc
 	@$(BIN)/python -m vnctoken.sandbox.demo $(if $(ONCE),--once) $(if $(VNC),--vnc $(VNC))
@@ -25,6 +29,18 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+SECONDS ?= 60
+MINUTES ?= 10
+
+fuzz: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS)
+
+faults: $(VENV)/.test programs
+	PYTHONPATH=tests $(BIN)/python -m faults
+
+soak: $(VENV)/.test programs
+	PYTHONPATH=tests $(BIN)/python -m faults.soak --minutes $(MINUTES)
 
 # What the tests run besides Python: installed from Debian's packages where we may, named where we may not.
 programs:
@@ -58,19 +74,28 @@ clean:
 	rm -rf .venv .venv-* build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What an installation is: a virtual environment of its own, two commands, and the files beside them. It is made for
+# What an installation is: a virtual environment of its own, three commands, and the files beside them. It is made for
 # PREFIX and put under DESTDIR, from where a package or `cp -a` may take it to /. PYTHON has to be there too, at the same
 # path, and the user oneadmin has to be able to run it.
 DESTDIR  ?=
 PREFIX   ?= /usr
+# Not empty: for a package, whose manager looks after changed configurations and enables the service itself.
+PACKAGE  ?=
 VENVDIR   = $(PREFIX)/lib/one/vnctoken
 UNITDIR   = $(PREFIX)/lib/systemd/system
 SHAREDIR  = $(PREFIX)/share/vnctoken
 DOCDIR    = $(PREFIX)/share/doc/vnctoken
+MANDIR    = $(PREFIX)/share/man
+BASHDIR   = $(PREFIX)/share/bash-completion/completions
+# Where zsh looks: Debian's and the others'.
+ZSHDIR    = $(PREFIX)/share/zsh/$(if $(wildcard /etc/debian_version),vendor-completions,site-functions)
 CONF      = /etc/one/vnctoken-server.conf
 PROXYENV  = /etc/one/vnctoken-websockify.env
 LOGROTATE = /etc/logrotate.d/vnctoken
 PROXYLOGS = /etc/logrotate.d/vnctoken-websockify
+COMMANDS  = vnctoken vnctoken-server vnctoken-websockify
+UNITS     = vnctoken.service vnctoken.socket vnctoken-websockify.service
+MANPAGES  = vnctoken.1 vnctoken-server.conf.5 vnctoken-server.8
 # The environment grows beside the one in use and takes its place when it is complete.
 GROWING   = $(abspath $(DESTDIR)$(VENVDIR)).new
 
@@ -87,7 +112,7 @@ install-environment: install-places
 	set -e; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
 	cp -R setup.cfg pyproject.toml README.md LICENSE vnctoken twisted "$$tree"; \
 	'$(GROWING)/bin/python' -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
-	    $(PIP_ARGS) "$$tree[tls,proxy,login,events,redis,jwt]"
+	    $(PIP_ARGS) "$$tree[tls,proxy,login,events,redis,jwt,metrics]"
 	'$(GROWING)/bin/python' -B -m pip uninstall --quiet --disable-pip-version-check --yes pip
 # As it will be at its place: the paths of that place, and byte code made now, as the service cannot write there.
 # Byte code goes by hash, so that no time stamp has to survive the move.
@@ -102,31 +127,42 @@ install-environment: install-places
 	esac
 
 install-files: install-places
-	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants' \
-	    '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(SHAREDIR)/one' '$(DESTDIR)$(DOCDIR)/docs' '$(DESTDIR)$(dir $(CONF))' '$(DESTDIR)$(dir $(LOGROTATE))'
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(SHAREDIR)/one' \
+	    '$(DESTDIR)$(DOCDIR)/docs' '$(DESTDIR)$(BASHDIR)' '$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(dir $(CONF))' \
+	    '$(DESTDIR)$(dir $(LOGROTATE))' $(foreach page,$(MANPAGES),'$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))')
 # -I: neither the current directory nor PYTHON* variables have a say in what runs.
-	set -e; for command in server:server websockify:proxy; do \
-	    file='$(DESTDIR)$(PREFIX)/bin/vnctoken-'$${command%:*}; \
+	set -e; for command in vnctoken:client.command vnctoken-server:server vnctoken-websockify:proxy; do \
+	    file='$(DESTDIR)$(PREFIX)'/bin/$${command%:*}; \
 	    printf '#!/bin/sh\nexec %s/bin/python -I -m vnctoken.%s "$$@"\n' '$(VENVDIR)' $${command#*:} >"$$file"; \
 	    chmod 0755 "$$file"; \
 	done
-	set -e; for unit in vnctoken.service vnctoken-websockify.service; do \
+	set -e; for unit in $(UNITS); do \
 	    file='$(DESTDIR)$(UNITDIR)'/$$unit; \
 	    sed -e 's|=/usr/bin/vnctoken|=$(PREFIX)/bin/vnctoken|' -e 's|file:/usr/share/doc/vnctoken/|file:$(DOCDIR)/|' \
 	        systemd/$$unit >"$$file"; \
 	    chmod 0644 "$$file"; \
 	done
-	ln -sfn ../vnctoken.service '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service'
+# Not in a package: with this link Sunstone starts the service even after `systemctl disable`.
+	$(if $(PACKAGE),,install -d '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants')
+	$(if $(PACKAGE),,ln -sfn ../vnctoken.service '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service')
 	install -m 0644 nginx/*.conf '$(DESTDIR)$(SHAREDIR)/nginx'
 	install -m 0644 etc/one/tproxy-vnctoken.yaml etc/one/secgroup-vnctoken.tmpl '$(DESTDIR)$(SHAREDIR)/one'
 	install -m 0644 README.md CHANGELOG.md LICENSE '$(DESTDIR)$(DOCDIR)'
-	install -m 0644 $(wildcard docs/*.md docs/*.png) '$(DESTDIR)$(DOCDIR)/docs'
+	install -m 0644 $(wildcard docs/*.md docs/*.png docs/*.json docs/*.yml) '$(DESTDIR)$(DOCDIR)/docs'
+	set -e; for page in $(MANPAGES); do \
+	    install -m 0644 docs/man/$$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}; \
+	done
+	install -m 0644 completion/vnctoken.bash '$(DESTDIR)$(BASHDIR)/vnctoken'
+	install -m 0644 completion/_vnctoken '$(DESTDIR)$(ZSHDIR)'
 # Files somebody may have changed are replaced only where they are still as shipped; of that a copy is kept in SHAREDIR.
-# logrotate would read a file.new in its folder, so there is none.
+# logrotate would read a file.new in its folder, so there is none. A package's manager does its own, and has no copies.
 	@set -e; \
 	settle() { \
 	    file='$(DESTDIR)'$$2 shipped='$(DESTDIR)$(SHAREDIR)'/$$3; \
-	    if [ ! -e "$$file" ] || cmp -s "$$1" "$$file" || cmp -s "$$shipped" "$$file"; then \
+	    if [ -n '$(PACKAGE)' ]; then \
+	        install -m $$4 "$$1" "$$file"; \
+	        return; \
+	    elif [ ! -e "$$file" ] || cmp -s "$$1" "$$file" || cmp -s "$$shipped" "$$file"; then \
 	        install -m $$4 "$$1" "$$file"; rm -f "$$file.new"; \
 	    elif [ "$${2%/*}" = /etc/logrotate.d ]; then \
 	        echo "Kept $$file, which has been changed; the new one is $$shipped"; \
@@ -147,8 +183,9 @@ install-files: install-places
 
 uninstall:
 	rm -rf '$(DESTDIR)$(VENVDIR)' '$(GROWING)' '$(DESTDIR)$(DOCDIR)'
-	rm -f '$(DESTDIR)$(PREFIX)/bin/vnctoken-server' '$(DESTDIR)$(PREFIX)/bin/vnctoken-websockify' \
-	    '$(DESTDIR)$(UNITDIR)/vnctoken.service' '$(DESTDIR)$(UNITDIR)/vnctoken-websockify.service' \
+	rm -f $(COMMANDS:%='$(DESTDIR)$(PREFIX)/bin/%') $(UNITS:%='$(DESTDIR)$(UNITDIR)/%') \
+	    $(foreach page,$(MANPAGES),'$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page)') \
+	    '$(DESTDIR)$(BASHDIR)/vnctoken' '$(DESTDIR)$(ZSHDIR)/_vnctoken' \
 	    '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service' \
 	    '$(DESTDIR)$(CONF).new' '$(DESTDIR)$(PROXYENV).new'
 	@forget() { \
@@ -164,3 +201,40 @@ uninstall:
 # The folders that are empty now; others keep things of OpenNebula's.
 	@rmdir '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants' '$(DESTDIR)$(PREFIX)/lib/one' 2>/dev/null || :
 	@$(if $(DESTDIR),:,if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi)
+
+# Packages are built from the sdist, and by `make install`. Their Python is one of the distribution's, as they depend on
+# its package; PYTHON may be another one.
+DISTDIR        ?= dist
+PACKAGE_PYTHON ?= $(realpath /usr/bin/python3)
+VERSION         = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' vnctoken/__init__.py)
+# To dpkg and rpm, what comes before a version has a "~".
+PACKAGE_VERSION = $(shell echo '$(VERSION)' | sed -E 's/\.?(a|b|rc|dev)([0-9]+)$$/~\1\2/')
+SDIST           = $(abspath $(DISTDIR))/vnctoken-$(VERSION).tar.gz
+TREE            = CHANGELOG.md LICENSE MANIFEST.in Makefile README.md pyproject.toml setup.cfg benchmarks completion docs \
+                  etc logrotate nginx packaging systemd tests twisted vnctoken
+
+# From a copy: setuptools leaves build/ and *.egg-info in the tree it builds, and takes up old ones.
+dist:
+	@mkdir -p '$(DISTDIR)'
+	set -e; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
+	mkdir "$$tree/vnctoken"; cp -R $(TREE) "$$tree/vnctoken"; \
+	$(PYTHON) -m venv "$$tree/venv"; \
+	"$$tree/venv/bin/pip" install --quiet --disable-pip-version-check build; \
+	"$$tree/venv/bin/python" -m build --outdir '$(abspath $(DISTDIR))' "$$tree/vnctoken" >"$$tree/log" 2>&1 || \
+	    { cat "$$tree/log" >&2; exit 1; }
+
+# Without the variables that this make was given: they would have a say in what debian/rules and the spec give theirs. And
+# without a compiler, which Debian takes for granted where something is built.
+deb: dist
+	set -e; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; cd "$$tree"; \
+	tar -xzf '$(SDIST)'; cd 'vnctoken-$(VERSION)'; mv packaging/debian .; \
+	sed -e 's/@VERSION@/$(PACKAGE_VERSION)/' -e "s/@DATE@/$$(date -R -r CHANGELOG.md)/" debian/changelog.in >debian/changelog; \
+	MAKEFLAGS= PYTHON='$(PACKAGE_PYTHON)' dpkg-buildpackage --build=binary --no-sign --no-check-builddeps; \
+	mv ../*.deb '$(abspath $(DISTDIR))'
+
+rpm: dist
+	set -e; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
+	MAKEFLAGS= rpmbuild -bb --define "_topdir $$tree" --define '_sourcedir $(abspath $(DISTDIR))' \
+	    --define 'python $(PACKAGE_PYTHON)' --define 'release_version $(VERSION)' \
+	    --define 'package_version $(PACKAGE_VERSION)' packaging/vnctoken.spec; \
+	mv "$$tree"/RPMS/*/*.rpm '$(abspath $(DISTDIR))'

@@ -15,6 +15,7 @@ from conftest import ROOT, program
 
 CONF = "etc/one/vnctoken-server.conf"
 PROXY_ENV = "etc/one/vnctoken-websockify.env"
+ZSH = "vendor-completions" if Path("/etc/debian_version").exists() else "site-functions"
 
 
 @dataclass
@@ -76,9 +77,11 @@ def tree():
 
 def test_everything_is_where_the_readme_says(installed):
     assert installed.files() == {
+        "bin/vnctoken",
         "bin/vnctoken-server",
         "bin/vnctoken-websockify",
         "lib/systemd/system/vnctoken.service",
+        "lib/systemd/system/vnctoken.socket",
         "lib/systemd/system/vnctoken-websockify.service",
         "lib/systemd/system/opennebula-sunstone.service.wants/vnctoken.service",
         "share/vnctoken/nginx/vnctoken.conf",
@@ -93,7 +96,12 @@ def test_everything_is_where_the_readme_says(installed):
         "share/doc/vnctoken/README.md",
         "share/doc/vnctoken/CHANGELOG.md",
         "share/doc/vnctoken/LICENSE",
-        *(f"share/doc/vnctoken/docs/{path.name}" for path in (ROOT / "docs").iterdir()),
+        *(f"share/doc/vnctoken/docs/{path.name}" for path in (ROOT / "docs").iterdir() if path.is_file()),
+        "share/man/man1/vnctoken.1",
+        "share/man/man5/vnctoken-server.conf.5",
+        "share/man/man8/vnctoken-server.8",
+        "share/bash-completion/completions/vnctoken",
+        f"share/zsh/{ZSH}/_vnctoken",
         "etc/logrotate.d/vnctoken",
         "etc/logrotate.d/vnctoken-websockify",
         CONF,
@@ -120,10 +128,10 @@ def test_what_was_installed_is_readable_whatever_the_umask_was(installed):
         assert path.is_symlink() or path.stat().st_mode & wanted == wanted, path
 
 
-@pytest.mark.parametrize("name", ["vnctoken.service", "vnctoken-websockify.service"])
+@pytest.mark.parametrize("name", ["vnctoken.service", "vnctoken.socket", "vnctoken-websockify.service"])
 def test_the_units_name_what_was_installed_and_otherwise_are_as_shipped(installed, name):
     unit = (installed.usr / "lib" / "systemd" / "system" / name).read_text(encoding="utf-8")
-    for command in re.findall(r"(?m)^Exec\w+=(\S+)", unit):
+    for command in re.findall(r"(?m)^Exec\w+=(\S*vnctoken\S*)", unit):
         assert Path(command).parent == installed.prefix / "bin"
         assert (installed.usr / "bin" / Path(command).name).stat().st_mode & 0o777 == 0o755
     document = re.search(r"(?m)^Documentation=file:(\S+)$", unit).group(1)
@@ -170,6 +178,7 @@ def test_it_runs_from_its_place_when_the_stage_is_gone(installed, prefix, tmp_pa
         assert version.stdout.startswith("vnctoken-server ")
         checked = run("--check", "--config", moved.destdir / CONF)
         assert (checked.returncode, checked.stderr) == (0, "")
+        assert run("--help", command="vnctoken").returncode == 0
         options = run("--help", command="vnctoken-websockify")
         assert options.returncode == 0, options.stderr
         assert "--token-source" in options.stdout
