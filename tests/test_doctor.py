@@ -30,8 +30,8 @@ from wsclient import screen
 from vnctoken.checks import FAIL, OK, SKIP, WARN, check_extras, check_folder
 from vnctoken.config import Config, load
 from vnctoken.doctor import NAMES, Collaborators, Doctor
-from vnctoken.readers import token_options
 from vnctoken.parts import make_login, make_oned, make_store
+from vnctoken.readers import token_options
 from vnctoken.tokens import PROBE_VM_ID
 
 if TYPE_CHECKING:

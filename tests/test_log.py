@@ -11,7 +11,7 @@ from twisted.logger import Logger, LogLevel, LogPublisher
 
 from vnctoken.config import Config
 from vnctoken.errors import ConfigError
-from vnctoken.log import start_logging, to_files, to_journal
+from vnctoken.log import Log, start_logging, to_files, to_journal
 
 LEVELS = ["critical", "error", "warn", "info", "debug"]
 
@@ -126,6 +126,65 @@ def test_the_folder_of_the_log_must_exist(tmp_path):
     with pytest.raises(ConfigError, match="No such file or directory"):
         start_logging(Config(log_folder=tmp_path / "missing"), {})
     assert list(tmp_path.iterdir()) == []
+
+
+# Files that are opened anew.
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Provide the log of a folder, and close its files in the end."""
+    log = Log(Config(log_folder=tmp_path), {})
+    yield log
+    log.close()
+
+
+def contents(tmp_path):
+    return {path.name: happened(path.read_text().splitlines()) for path in tmp_path.iterdir()}
+
+
+def emit(log, *levels):
+    for level in levels:
+        logger_to(log).emit(LogLevel.levelWithName(level), "{what} happened", what=level)
+
+
+def test_after_a_rename_lines_go_to_the_old_files_until_they_are_opened_anew(tmp_path, log):
+    emit(log, "error")
+    for name in ("vnctoken.log", "vnctoken.error"):
+        (tmp_path / name).rename(tmp_path / f"{name}.1")
+    emit(log, "warn")
+    log.reopen(Config(log_folder=tmp_path))
+    emit(log, "info")
+    assert contents(tmp_path) == {
+        "vnctoken.log.1": ["error", "warn"],
+        "vnctoken.error.1": ["error", "warn"],
+        "vnctoken.log": ["info"],
+        "vnctoken.error": [],
+    }
+
+
+def test_opened_anew_the_debug_level_counts(tmp_path, log):
+    log.reopen(Config(log_folder=tmp_path, debug_level=0))
+    emit(log, "info", "error")
+    log.reopen(Config(log_folder=tmp_path, debug_level=3))
+    emit(log, "debug")
+    assert contents(tmp_path)["vnctoken.log"] == ["error", "debug"]
+
+
+@pytest.mark.parametrize("name", ["vnctoken.log", "vnctoken.error"])
+def test_files_that_cannot_be_opened_anew_are_written_on(tmp_path, log, name):
+    (tmp_path / name).rename(tmp_path / "aside")
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=rf"{name}: the log cannot be opened"):
+        log.reopen(Config(log_folder=tmp_path, debug_level=0))
+    emit(log, "warn")
+    assert happened((tmp_path / "aside").read_text().splitlines()) == ["warn"]
+
+
+def test_where_the_log_goes_does_not_change_while_the_service_runs(tmp_path, log):
+    log.reopen(Config(log_folder=tmp_path, log_system="syslog"))
+    emit(log, "warn")
+    assert contents(tmp_path)["vnctoken.log"] == ["warn"]
 
 
 # Logging begins once in a process, so these are processes.

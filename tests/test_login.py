@@ -317,3 +317,54 @@ def test_without_cryptography_it_says_what_to_install(tmp_path):
     command = (sys.executable, "-c", WITHOUT_CRYPTOGRAPHY, tmp_path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "None\nOpenNebula's server login needs cryptography: install vnctoken[login]\n"
+
+
+# systemd's credentials
+
+
+def loaded(folder, clock, credentials):
+    return ServerLogin.load(
+        "cipher",
+        folder=folder,
+        etc=folder,
+        now=clock.seconds,
+        expire_delta=1800,
+        expire_margin=300,
+        environment={"CREDENTIALS_DIRECTORY": str(credentials)},
+    )
+
+
+def test_a_credential_of_systemd_goes_before_the_files(tmp_path, clock):
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    written(tmp_path, f"serveradmin:{PASSWORD}", "vnctoken_auth")
+    written(credentials, f"vncadmin:{PASSWORD}", "vnctoken_auth")
+    assert loaded(tmp_path, clock, credentials).session().startswith("vncadmin:vncadmin:")
+
+
+@pytest.mark.parametrize("credentials", ["", "missing", "empty"])
+def test_without_such_a_credential_the_files_count(tmp_path, clock, credentials):
+    (tmp_path / "empty").mkdir()
+    written(tmp_path, f"serveradmin:{PASSWORD}")
+    assert loaded(tmp_path, clock, credentials and tmp_path / credentials).session() == RUBY["serveradmin", AT + 1800]
+
+
+AS_NOBODY_WITH_CREDENTIALS = f"""{LOADING}
+import vnctoken.auth.server_cipher, vnctoken.auth.server_x509
+os.environ["CREDENTIALS_DIRECTORY"] = sys.argv[1] + "/credentials"
+os.setuid(65534)
+print(load(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_folder_of_credentials_that_is_roots_alone_is_passed_over():
+    """That is how systemd 252 leaves it in a container where nothing can be mounted."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "credentials").mkdir(mode=0o700)
+        written(folder, f"serveradmin:{PASSWORD}")
+        command = (sys.executable, "-c", AS_NOBODY_WITH_CREDENTIALS, folder)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "'serveradmin'" in done.stdout

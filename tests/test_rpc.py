@@ -719,7 +719,9 @@ def test_when_the_client_goes_away_oned_is_not_waited_for_and_no_token_is_writte
     assert failure.check(CancelledError)
     assert oned.cancelled == [7]
     assert tokens.kept == {}
-    assert lines(log) == [f"{CLIENT} {method} vm=7 user=alice ms=250.0 request={REQUEST} cancelled: the client went away"]
+    assert lines(log) == [
+        f"{CLIENT} {method} vm=7 user=alice ms=250.0 request={REQUEST} cancelled: the client went away"
+    ]
     assert log[0]["log_level"] == LogLevel.info
 
 
@@ -752,7 +754,9 @@ def test_a_call_is_one_line_with_method_vm_user_client_code_time_and_token(log):
     waiting[7].callback(None)
     result_of(answer)
     token = fingerprint(consoles.tokens_issued[0])
-    assert lines(log) == [f"{CLIENT} one.vm.vnctoken vm=7 user=alice ms=12.5 request={REQUEST} code=0x0000 token={token}"]
+    assert lines(log) == [
+        f"{CLIENT} one.vm.vnctoken vm=7 user=alice ms=12.5 request={REQUEST} code=0x0000 token={token}"
+    ]
     assert log[0]["log_level"] == LogLevel.info
 
 

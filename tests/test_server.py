@@ -114,12 +114,32 @@ def test_the_help_names_the_options_and_the_exit_codes(capsys):
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for word in ("--config", "--sunstone-config", "--check", "--doctor", "--json", "--version", "78", "/etc/one"):
+    for word in (
+        "--config",
+        "--sunstone-config",
+        "--check",
+        "--doctor",
+        "--json",
+        "--verify-audit",
+        "--version",
+        "78",
+        "/etc/one",
+    ):
         assert word in text
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--chekc"], ["extra"], ["--config"], ["--json"], ["--check", "--json"], ["--check", "--doctor"]]
+    "arguments",
+    [
+        ["--chekc"],
+        ["extra"],
+        ["--config"],
+        ["--json"],
+        ["--check", "--json"],
+        ["--check", "--doctor"],
+        ["--verify-audit"],
+        ["--verify-audit", "a", "--check"],
+    ],
 )
 def test_wrong_options_are_refused_as_usual(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
@@ -159,16 +179,39 @@ def test_check_reads_the_files_that_are_named(at_one, capsys):
     assert (written[":port"], written[":debug_level"]) == (5, 0)
 
 
+# --verify-audit
+
+
+def test_an_audit_log_that_is_whole_is_exit_0_and_one_with_a_line_less_is_exit_1(tmp_path, cloud, capsys):
+    audit = tmp_path / "audit.log"
+    with (
+        vnctoken_server(tmp_path / "one", cloud.url, f":audit_log: {audit}") as service,
+        xmlrpc.client.ServerProxy(service.url) as portal,
+    ):
+        for _ in range(3):
+            assert portal.one.vm.vnctoken("alice:secret", 0)[0] is True
+    assert main(["--verify-audit", str(audit)]) == 0
+    assert "lines in " in capsys.readouterr().out
+    lines = audit.read_text().splitlines(keepends=True)
+    audit.write_text("".join(lines[:1] + lines[2:]))
+    assert main(["--verify-audit", str(audit)]) == 1
+    assert f"{audit}, line 2: " in capsys.readouterr().out
+
+
+def test_audit_logs_are_read_in_the_order_in_which_they_are_given(tmp_path, capsys):
+    assert main(["--verify-audit", str(tmp_path / "first"), str(tmp_path / "second")]) == 1
+    first, second = re.findall(r"(\S+): cannot be read", capsys.readouterr().out)
+    assert (first, second) == (f"{tmp_path}/first", f"{tmp_path}/second")
+
+
 # Exit 78: the configuration cannot be used
 
 
 @pytest.mark.parametrize("options", [["--check"], []])
-def test_a_wrong_value_is_exit_78_with_file_key_value_and_what_is_expected(at_one, capsys, options):
-    file = configure(at_one, ":port: nope\n")
-    assert main(options) == 78
-    output = capsys.readouterr()
-    expected = f"vnctoken-server: {file}: :port: is 'nope', but a whole number from 0 to 65535 is expected\n"
-    assert (output.out, output.err) == ("", expected)
+def test_a_wrong_value_is_exit_78_with_file_key_value_and_what_is_expected(one, options):
+    file = configure(one, ":port: nope\n")
+    expected = f"vnctoken-server: {file}: :port: is 'nope', but a whole number from 0 to 65535 is expected"
+    assert finished(one, *options) == (78, expected)
 
 
 @pytest.mark.parametrize("journal", [{}, {"JOURNAL_STREAM": "8:1"}])
@@ -207,10 +250,11 @@ def test_a_file_that_is_not_there_is_exit_78(at_one, capsys, option):
     assert f"{at_one}/none.conf: there is no such file" in capsys.readouterr().err
 
 
-def test_no_folder_for_the_log_is_exit_78(at_one, capsys):
-    (at_one / "var").rmdir()
-    assert main([]) == 78
-    assert f"vnctoken-server: {at_one}/var/vnctoken.log: the log cannot be opened" in capsys.readouterr().err
+def test_no_folder_for_the_log_is_exit_78(one):
+    (one / "var").rmdir()
+    code, output = finished(one)
+    assert code == 78
+    assert output.startswith(f"vnctoken-server: {one}/var/vnctoken.log: the log cannot be opened")
 
 
 def test_a_token_folder_that_cannot_be_used_is_exit_78_and_in_the_log(one):
@@ -302,7 +346,7 @@ def test_a_call_is_one_line_in_the_log_without_any_secret(service):
     text = service.log.read_text()
     first, second = [line for line in text.splitlines() if "one.vm.vnctoken" in line]
     token = fingerprint(console["Token"])
-    call = r"^\S+ INFO     127\.0\.0\.1 one\.vm\.vnctoken vm=1 user=alice ms=\d+\.\d code="
+    call = r"^\S+ INFO     127\.0\.0\.1 one\.vm\.vnctoken vm=1 user=alice ms=\d+\.\d request=[0-9a-f]{12} code="
     assert re.search(rf"{call}0x0000 token={token}$", first)
     assert re.search(rf"{call}0x0100$", second)
     for secret in ("alice:", "s3cr3tpw", console["Token"]):
@@ -497,7 +541,9 @@ def test_twist_runs_the_same_service(one, cloud):
             success, token, code = portal.one.vm.vnctokenonly("alice:secret", 0)
         assert (success, code) == (True, 0)
         assert tokens_in(one / "var" / "sunstone_vnc_tokens" / "one-0") == {token: "dummy-host-1:5900"}
-        process.wait_for(rf"one\.vm\.vnctokenonly vm=0 user=alice ms=\S+ code=0x0000 token={fingerprint(token)}")
+        process.wait_for(
+            rf"one\.vm\.vnctokenonly vm=0 user=alice ms=\S+ request=\S+ code=0x0000 token={fingerprint(token)}"
+        )
         assert process.stop() in (0, -signal.SIGTERM)
     assert "Main loop terminated" in process.output
     assert token not in process.output

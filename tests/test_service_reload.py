@@ -85,12 +85,27 @@ def test_who_has_guessed_too_often_has_to_wait_after_a_reload_too(running, netwo
 def test_what_is_opened_at_the_start_is_named_and_stays_as_it_is(running, network, key):
     service, config = running
     other = {
-        "host": "127.0.0.2", "port": 7, "monitor_listen": ("127.0.0.1", 7), "resolver_listen": ("127.0.0.1", 7),
-        "max_connections": 1, "max_request_bytes": 1024, "token_store": "redis", "token_folder_name": "others",
-        "tokens_per_vm": 1, "jwt_key_files": ("/nowhere",), "redis_servers": (("192.0.2.1", 1),),
-        "redis_sentinel": "x", "redis_db": 7, "redis_namespace": "x", "redis_password_file": "/nowhere",
-        "redis_tls": True, "redis_ca": "/nowhere", "redis_timeout": 7, "audit_log": "/nowhere/x",
-        "audit_required": True, "log_system": "syslog",
+        "host": "127.0.0.2",
+        "port": 7,
+        "monitor_listen": ("127.0.0.1", 7),
+        "resolver_listen": ("127.0.0.1", 7),
+        "max_connections": 1,
+        "max_request_bytes": 1024,
+        "token_store": "redis",
+        "token_folder_name": "others",
+        "tokens_per_vm": 1,
+        "jwt_key_files": ("/nowhere",),
+        "redis_servers": (("192.0.2.1", 1),),
+        "redis_sentinel": "x",
+        "redis_db": 7,
+        "redis_namespace": "x",
+        "redis_password_file": "/nowhere",
+        "redis_tls": True,
+        "redis_ca": "/nowhere",
+        "redis_timeout": 7,
+        "audit_log": "/nowhere/x",
+        "audit_required": True,
+        "log_system": "syslog",
     }
     name = ":log:" if key == "log_system" else f":{key}:"
     assert service.reload(replace(config, token_ttl=77, **{key: other[key]})) == [name]

@@ -18,9 +18,13 @@ from test_resolver import resolver, without_proxy
 from webservers import replaced
 from wsclient import GREETING, WebSocket, screen
 
+from vnctoken.config import Config
+from vnctoken.oned import QUEUE_LENGTH
+
 UNIT = ROOT / "systemd" / "vnctoken.service"
 PROXY = ROOT / "systemd" / "vnctoken-websockify.service"
-UNITS = {"vnctoken.service": UNIT, "vnctoken-websockify.service": PROXY}
+SOCKET = ROOT / "systemd" / "vnctoken.socket"
+UNITS = {"vnctoken.service": UNIT, "vnctoken-websockify.service": PROXY, "vnctoken.socket": SOCKET}
 PROXY_ENV = ROOT / "etc" / "one" / "vnctoken-websockify.env"
 OTHERS = (
     "opennebula.service",
@@ -78,7 +82,7 @@ def verified(tmp_path):
 def installed(text, command):
     """Return a unit's text with another command in place of ours, which is not installed."""
     text, found = re.subn(r"(?m)^(Exec\w+=)/usr/bin/vnctoken-\w+", rf"\1{command}", text)
-    assert found
+    assert found or "[Socket]" in text
     return text
 
 
@@ -107,6 +111,30 @@ def test_it_comes_goes_and_reloads_with_sunstone():
     assert words("ReloadPropagatedFrom", "Unit") == ["opennebula-sunstone.service"]
     assert {*OTHERS, "network-online.target"} <= set(words("After", "Unit"))
     assert words("WantedBy", "Install") == ["opennebula-sunstone.service", "opennebula-fireedge.service"]
+
+
+def test_systemd_knows_when_it_takes_calls_that_it_is_alive_and_how_to_reload_it():
+    assert words("Type") == ["notify"]
+    assert words("NotifyAccess") == ["main"]
+    assert 10 <= int(words("WatchdogSec")[0]) <= 60
+    assert words("ExecReload") == ["/bin/kill", "-HUP", "$MAINPID"]
+    assert words("LimitCORE") == ["0"], "what the watchdog ends would leave sessions on the disk"
+
+
+def test_its_credentials_may_be_missing():
+    """Where LoadCredential= names the path of a file that is not there, systemd 252 does not start the service."""
+    assert words("LoadCredential") == ["vnctoken_auth", "vnctoken_redis_password"]
+
+
+def test_the_socket_is_where_the_service_listens_by_default_and_there_for_the_operator_to_enable():
+    default = Config()
+    assert words("ListenStream", "Socket", SOCKET) == [f"{default.host}:{default.port}"]
+    assert words("WantedBy", "Install", SOCKET) == ["sockets.target"]
+    assert "vnctoken.socket" not in UNIT.read_text(encoding="utf-8")
+
+
+def test_whoever_has_waited_at_the_socket_is_not_refused_for_want_of_room_at_oneds():
+    assert int(words("Backlog", "Socket", SOCKET)[0]) <= QUEUE_LENGTH
 
 
 def test_sunstone_wants_it_without_systemctl_enable():
@@ -168,6 +196,7 @@ def test_the_proxy_may_write_nothing_and_see_the_token_folder_alone():
 # What each unit has for itself.
 OWN = {"ExecStart", "RestartPreventExitStatus", "Type", "LimitNOFILE", "SyslogIdentifier", "SystemCallFilter"}
 OWN |= {"RuntimeDirectory", "RuntimeDirectoryMode"}
+OWN |= {"NotifyAccess", "WatchdogSec", "ExecReload", "LimitCORE", "LoadCredential"}
 OWN_PATHS = {"ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths"}
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 10
 """How long a request may take to arrive whole, and how long a connection may stay idle between two."""
 
+FIRST_REQUEST_SECONDS = 1
+"""How long a connection that has not brought a request yet has for it when the service is told to stop."""
+
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16_384
 MAX_LENGTH_DIGITS = 4000
@@ -132,6 +135,7 @@ class _BoundedChannel(http.HTTPChannel):
     totalHeadersSize = MAX_HEADER_BYTES
     maxHeaders = MAX_HEADERS
     _busy = False
+    _fresh = True
     _refused = False
     _ending = False
 
@@ -149,6 +153,7 @@ class _BoundedChannel(http.HTTPChannel):
 
     def _begin(self) -> None:
         self._busy = True
+        self._fresh = False
         self.setTimeout(REQUEST_SECONDS)
 
     def resetTimeout(self) -> None:
@@ -195,8 +200,13 @@ class _BoundedChannel(http.HTTPChannel):
         self.transport.write(_last_words(status, text))
 
     def stop(self) -> None:
-        """End the connection, after the answer if a request is on its way."""
-        if not self._busy:
+        """End the connection, after the answer if a request is on its way.
+
+        A client that has just connected is about to send one, and would lose its call.
+        """
+        if self._fresh:
+            self.setTimeout(FIRST_REQUEST_SECONDS)
+        elif not self._busy:
             self.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -244,6 +254,11 @@ class BoundedSite(http.HTTPFactory):
         # More than one, as several listeners may have one site.
         self._draining: list[Deferred[None]] = []
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._channels)
+
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Return the protocol of a new connection."""
         if len(self._channels) >= self._max_connections:
@@ -265,7 +280,10 @@ class BoundedSite(http.HTTPFactory):
                 drained.callback(None)
 
     async def drain(self, seconds: float) -> None:
-        """End the connections that are idle, and the others after their answers; after so many seconds, at once."""
+        """End the connections that are idle, and the others after their answers; after so many seconds, at once.
+
+        Those that have not brought a request yet have FIRST_REQUEST_SECONDS for it.
+        """
         self.stopping = True
         for channel in list(self._channels):
             channel.stop()

@@ -14,7 +14,9 @@ from twisted.application.service import Service
 from twisted.internet import tcp, unix
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
 
+from vnctoken.addresses import write_address
 from vnctoken.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,34 +32,46 @@ SOCKET_MODE = 0o660
 class ListenerService(Service):
     """An HTTP server that listens while it runs; then calls in flight have `drain_seconds` to end.
 
-    `setting` is the configuration's key for the address, for messages.
+    `setting` is the configuration's key for the address, for messages. `inherited` is the number of a TCP socket that
+    listens already, to be used in the address's place; who has handed it over goes on listening when we end.
     """
 
     _port: Any = None
+    _log = Logger()
 
-    def __init__(
-        self, site: BoundedSite, reactor: Any, listener: Listener, *, setting: str, drain_seconds: float
+    def __init__(  # noqa: PLR0913 (where it listens, and how it ends)
+        self,
+        site: BoundedSite,
+        reactor: Any,
+        listener: Listener,
+        *,
+        setting: str,
+        drain_seconds: float,
+        inherited: int | None = None,
     ) -> None:
         self._site = site
         self._reactor = reactor
         self._listener = listener
         self._setting = setting
         self._drain_seconds = drain_seconds
+        self._inherited = inherited
 
     @property
     def address(self) -> str:
-        """Where it listens, as the configuration has it, with the real port if 0 was asked for."""
+        """Where it listens, as the configuration writes it, with the real port if 0 was asked for."""
         if isinstance(self._listener, Path):
             return f"unix:{self._listener}"
         at = self._port.getHost()
-        return f"[{at.host}]:{at.port}" if ":" in at.host else f"{at.host}:{at.port}"
+        return write_address((at.host, at.port))
 
     def startService(self) -> None:
         """Listen.
 
         Raises CannotListenError if the address is taken, and ConfigError if what is at the path is no socket.
         """
-        if isinstance(self._listener, Path):
+        if self._inherited is not None:
+            self._adopt(self._inherited)
+        elif isinstance(self._listener, Path):
             _clear(self._listener, self._setting)
             self._port = _SocketPort(self._listener, self._site, self._reactor)
             self._port.startListening()
@@ -65,6 +79,25 @@ class ListenerService(Service):
             host, port = self._listener
             self._port = self._reactor.listenTCP(port, self._site, BACKLOG, host)
         super().startService()
+
+    def _adopt(self, descriptor: int) -> None:
+        with socket.socket(fileno=descriptor) as passed:
+            passed.setblocking(False)
+            # Twisted works on a duplicate, and does not shut it down at the end: connections wait for who comes next.
+            self._port = self._reactor.adoptStreamPort(passed.fileno(), passed.family, self._site)
+        self._inherited = None
+        if not self._is_configured():
+            self._log.warn(
+                "it listens on {address}, as the socket unit says; {setting} do not count",
+                address=self.address,
+                setting=self._setting,
+            )
+
+    def _is_configured(self) -> bool:
+        at = self._port.getHost()
+        return (
+            not isinstance(self._listener, Path) and self._listener[1] in {at.port, 0} and self._listener[0] == at.host
+        )
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, and finish what is in flight."""

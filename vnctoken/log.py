@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -36,23 +37,46 @@ def logs_to_stderr(config: Config, environment: Mapping[str, str]) -> bool:
     return "JOURNAL_STREAM" in environment or config.log_system == "syslog"
 
 
-def start_logging(config: Config, environment: Mapping[str, str]) -> None:
-    """Send the process's log events where they belong.
+class Log:
+    """Where the process's log events go; it may change in between two of them.
 
     To standard error with priorities if `logs_to_stderr`, else appended to vnctoken.log and, from WARNING up, to
     vnctoken.error. Raises ConfigError if these cannot be opened.
     """
-    if logs_to_stderr(config, environment):
-        observer = to_journal(config.debug_level, sys.stderr)
-    else:
-        everything = _opened(config, "vnctoken.log")
-        try:
-            warnings = _opened(config, "vnctoken.error")
-        except ConfigError:
-            everything.close()
-            raise
-        observer = to_files(config.debug_level, everything, warnings)
-    globalLogBeginner.beginLoggingTo([cast("ILogObserver", observer)], redirectStandardIO=False)
+
+    def __init__(self, config: Config, environment: Mapping[str, str]) -> None:
+        self._to_stderr = logs_to_stderr(config, environment)
+        self._files = ExitStack()
+        self.reopen(config)
+
+    def __call__(self, event: LogEvent) -> None:
+        """Take an event."""
+        self._observe(event)
+
+    def reopen(self, config: Config) -> None:
+        """Open the files anew, which may have been renamed, and log as much as the configuration says from now on.
+
+        Raises ConfigError if they cannot be opened, and goes on with those that are open.
+        """
+        with ExitStack() as opening:
+            if self._to_stderr:
+                observe = to_journal(config.debug_level, sys.stderr)
+            else:
+                files = [opening.enter_context(_opened(config, name)) for name in ("vnctoken.log", "vnctoken.error")]
+                observe = to_files(config.debug_level, *files)
+            before, self._files, self._observe = self._files, opening.pop_all(), observe
+            before.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+
+def start_logging(config: Config, environment: Mapping[str, str]) -> Log:
+    """Send the process's log events where they belong. Raises ConfigError as `Log` does."""
+    log = Log(config, environment)
+    globalLogBeginner.beginLoggingTo([cast("ILogObserver", log)], redirectStandardIO=False)
+    return log
 
 
 def to_files(debug_level: int, everything: TextIO, warnings: TextIO) -> Callable[[LogEvent], None]:
@@ -94,7 +118,7 @@ def _time(second: int) -> str:
 def _opened(config: Config, name: str) -> TextIO:
     path = config.log_folder / name
     try:
-        # Appending, line by line: what makes logrotate's copytruncate safe.
+        # Line by line: who reads along, or renames it, finds whole ones.
         return path.open("a", encoding="utf-8", buffering=1)
     except OSError as error:
         raise ConfigError(

@@ -5,6 +5,8 @@ What proves a login is the affair of a driver: `server_cipher`, a shared passwor
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
@@ -12,13 +14,12 @@ from twisted.logger import Logger
 from vnctoken.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
     from vnctoken.auth.server_driver import ServerDriver
 
 CIPHER_FILES = ("vnctoken_auth", "sunstone_auth")
-"""Where the user and password of the cipher are, the first that there is."""
+"""Where the user and password of the cipher are, the first that there is; systemd may hand over the first one."""
 
 
 class LoginUnavailableError(ConfigError):
@@ -57,14 +58,16 @@ class ServerLogin:
         now: Callable[[], float],
         expire_delta: int,
         expire_margin: int,
+        environment: Mapping[str, str] = os.environ,
     ) -> ServerLogin | None:
         """Return the login, None if there is no file with one. `now` returns the second of the epoch by the clock.
 
-        `core_auth` is "cipher", for which a user and password are in `folder`, or "x509", for which `etc` is where
-        OpenNebula is configured. Raises ConfigError if a file cannot be read or holds no login, and its subclass
-        LoginUnavailableError if cryptography is not installed.
+        `core_auth` is "cipher", for which a user and password are in `folder` or among systemd's credentials, which the
+        `environment` tells of; or "x509", for which `etc` is where OpenNebula is configured. Raises ConfigError if a
+        file cannot be read or holds no login, and its subclass LoginUnavailableError if cryptography is not installed.
         """
-        files = [etc / "auth" / "server_x509_auth.conf"] if core_auth == "x509" else map(folder.joinpath, CIPHER_FILES)
+        x509 = core_auth == "x509"
+        files = iter([etc / "auth" / "server_x509_auth.conf"]) if x509 else _cipher_files(folder, environment)
         path = next(filter(_is_there, files), None)
         if path is None:
             return None
@@ -105,6 +108,13 @@ def _driver(core_auth: str, path: Path, now: Callable[[], float]) -> ServerDrive
     except ImportError:
         raise LoginUnavailableError("OpenNebula's server login needs cryptography: install vnctoken[login]") from None
     return ServerX509(path, now) if core_auth == "x509" else ServerCipher(path)
+
+
+def _cipher_files(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
+    # In some containers systemd 252 can make this folder, but put nothing there; then it is root's alone.
+    if os.access(credentials := environment.get("CREDENTIALS_DIRECTORY", ""), os.X_OK):
+        yield Path(credentials) / CIPHER_FILES[0]
+    yield from map(folder.joinpath, CIPHER_FILES)
 
 
 def _is_there(path: Path) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import sys
 import time
 from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,12 +20,13 @@ from twisted.logger import Logger, globalLogBeginner
 from twisted.python.failure import Failure
 
 from vnctoken import __version__
+from vnctoken.auditchain import verify_files
 from vnctoken.checks import FAIL, Check
 from vnctoken.config import load
-from vnctoken.doctor import Collaborators, Doctor, not_examined
 from vnctoken.errors import ConfigError
 from vnctoken.log import logs_to_stderr, start_logging
-from vnctoken.service import make_login, make_oned, make_service, make_store
+from vnctoken.reload import Hangup, Reload
+from vnctoken.systemd import Notifier, inherited_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,35 +47,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--json is for --doctor")
     if options.doctor:
         return _examine(options)
+    if options.verify_audit:
+        intact, lines = verify_files(options.verify_audit)
+        print(*lines, sep="\n")
+        return int(not intact)
     try:
-        config, warnings = load(os.environ, options.config, options.sunstone_config)
         if options.check:
-            print(config.to_yaml(), end="")
-            for warning in warnings:
-                print(f"vnctoken-server: warning: {warning}", file=sys.stderr)
-            return 0
-        start_logging(config, os.environ)
+            return _check(options)
+        return _run(options)
     except ConfigError as error:
         print(f"vnctoken-server: {error}", file=sys.stderr)
         return EX_CONFIG
+
+
+def _check(options: argparse.Namespace) -> int:
+    config, warnings = load(os.environ, options.config, options.sunstone_config)
+    print(config.to_yaml(), end="")
+    for warning in warnings:
+        print(f"vnctoken-server: warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the service and return the exit code. Raises ConfigError while there is no log yet."""
+    # Says on standard error where a process hangs that systemd's watchdog ends, by SIGABRT.
+    faulthandler.enable(2)
+    hangup = Hangup()
+    # Twisted's endpoints, which the service imports, take what says so out of the environment.
+    inherited = inherited_socket(os.environ)
+
+    def read() -> tuple[Config, list[str]]:
+        return load(os.environ, options.config, options.sunstone_config)
+
+    config, warnings = read()
+    log = start_logging(config, os.environ)
     for warning in warnings:
         _log.warn("{warning}", warning=warning)
 
-    from twisted.internet import reactor  # noqa: PLC0415 (importing it installs it)
+    from twisted.internet import reactor as installed  # noqa: PLC0415 (importing it installs it)
 
+    from vnctoken.service import make_service  # noqa: PLC0415 (Twisted's endpoints come with it)
+
+    reactor: Any = installed
     keep_steady_time(reactor)
+    notifier = Notifier.from_environment(os.environ, reactor)
     try:
-        service = make_service(config, reactor)
+        service = make_service(config, reactor, inherited)
         service.startService()
     except ConfigError as error:
         return _failed(str(error), EX_CONFIG, config)
     except CannotListenError as error:
         at = f"{error.interface} port {error.port}" if error.interface else os.fsdecode(error.port)
         return _failed(f"cannot listen on {at}: {error.socketError}", 1, config)
+    reload = Reload(
+        config, read, service=service, log=log, notifier=notifier, now=lambda: datetime.now(timezone.utc).astimezone()
+    )
+
+    def begin() -> None:
+        _announce(service.url)
+        notifier.ready(lambda: reload.status)
+        hangup.answer_by(lambda: reactor.callFromThread(reload.carry_out))
+
+    reactor.addSystemEventTrigger("before", "shutdown", notifier.stopping)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     # Only once the reactor runs are the signal handlers there: whoever reads the line may stop us at once.
-    reactor.callWhenRunning(_announce, service.url)
+    reactor.callWhenRunning(begin)
     reactor.run()
+    notifier.close()
     return 0
 
 
@@ -98,6 +140,8 @@ def _failed(problem: str, code: int, config: Config) -> int:
 
 def _examine(options: argparse.Namespace) -> int:
     """Carry out --doctor and return its exit code."""
+    from vnctoken.doctor import not_examined  # noqa: PLC0415 (Twisted's endpoints come with it)
+
     found: list[Check] = []
 
     def report(check: Check) -> None:
@@ -123,6 +167,9 @@ def _examine(options: argparse.Namespace) -> int:
 def _run_doctor(config: Config, warnings: Sequence[str], report: Callable[[Check], None]) -> bool:
     """Run the reactor for the doctor's checks; return whether all were made, False if a signal came before that."""
     from twisted.internet import reactor as installed  # noqa: PLC0415 (importing it installs it)
+
+    from vnctoken.doctor import Collaborators, Doctor  # noqa: PLC0415 (Twisted's endpoints come with it)
+    from vnctoken.parts import make_login, make_oned, make_store  # noqa: PLC0415 (as above)
 
     reactor: Any = installed
     keep_steady_time(reactor)
@@ -164,7 +211,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="vnctoken-server",
         description="Hand out console tokens of OpenNebula virtual machines over XML-RPC.",
         epilog="Exit codes: 0 ended by a signal, 1 the port is taken, 78 the configuration cannot be used;"
-        " of --doctor: 0 nothing failed, 1 something did.",
+        " of --doctor and --verify-audit: 0 nothing is wrong, 1 something is. SIGHUP reloads the configuration and"
+        " opens log files anew.",
     )
     parser.add_argument("--config", metavar="FILE", help="instead of vnctoken-server.conf in /etc/one")
     parser.add_argument("--sunstone-config", metavar="FILE", help="instead of sunstone-server.conf in /etc/one")
@@ -172,6 +220,13 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--check", action="store_true", help="validate and print the configuration, and end")
     task.add_argument(
         "--doctor", action="store_true", help="look whether everything works, from oned to the proxy, and end"
+    )
+    task.add_argument(
+        "--verify-audit",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="look whether audit logs, oldest first, are complete and unchanged, and end",
     )
     parser.add_argument("--json", action="store_true", help="with --doctor: print what was found as JSON")
     parser.add_argument("--version", action="version", version=f"vnctoken-server {__version__}")

@@ -83,9 +83,7 @@ class Entrance:
             except CredentialError as error:
                 self._refused(door, request, claim.account, error)
             else:
-                return Caller(
-                    door.name, identity.user, identity.session, request.client, identity.vm_id, request.id
-                )
+                return Caller(door.name, identity.user, identity.session, request.client, identity.vm_id, request.id)
         # The same words for whoever fails: which part was wrong is for the log.
         raise AuthenticationError(f"The session is empty, and nobody is identified by {self._names()}")
 
