@@ -52,7 +52,8 @@ class Network(MemoryReactorClock):
 
     def close(self):
         for port in self.ports:
-            port.stopListening()
+            if port.connected:
+                port.stopListening()
         self.advance(0)
 
     def let_oned_answer(self):
