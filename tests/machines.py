@@ -1,4 +1,4 @@
-"""Machines to install packages on: this one, copied on write, in namespaces of its own, under a systemd of its own.
+"""Machines for tests: this one, copied on write, in namespaces of its own, under a systemd of its own.
 
 Nothing that is done there can be seen here, nor is there anything left of it afterwards.
 """
@@ -22,7 +22,7 @@ group=$1/vnctoken-test-$$
 mkdir "$group"
 trap 'find "$group" -depth -type d -exec rmdir {} ";"' EXIT
 sh -ec 'echo 0 >"$0/cgroup.procs"
-    exec unshare --mount --uts --ipc --net --pid --cgroup --fork --kill-child sh -ec "$1" sh "$2"' "$group" "$2" "$1"
+    exec unshare --mount --uts --ipc --net --pid --cgroup --fork --kill-child sh -ec "$@"' "$group" "$2" sh "$1" "$3"
 """
 
 # What a container gets of the kernel, and of the units of this machine those that every machine has.
@@ -56,8 +56,11 @@ for unit in udevd.service udevd-control.socket udevd-kernel.socket udev-trigger.
     ln -s /dev/null etc/systemd/system/systemd-$unit
 done
 ip link set lo up
+eval "$2"
 pivot_root . .
 umount -l .
+# As on any machine; in a container systemd leaves it to others, and its credentials reach no service without.
+mount --make-rshared /
 exec env -i container=vnctoken-test PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 /lib/systemd/systemd
 """
 
@@ -106,18 +109,28 @@ class Machine:
 
     def unit(self, name, value="ActiveState"):
         """Return what systemd says of a unit."""
-        return self.run("systemctl", "show", "--property", value, "--value", name)
+        (said,) = self.shows(name, value)
+        return said
+
+    def shows(self, name, *values):
+        """Return several things that systemd says of a unit, of one moment."""
+        said = self.run("systemctl", "show", "--property", ",".join(values), name)
+        found = dict(line.partition("=")[::2] for line in said.splitlines())
+        return [found[value] for value in values]
 
 
 @contextlib.contextmanager
-def booted(folder):
-    """Have a machine for the time of a block; skip the test where there is none to be had, with CI=true fail."""
+def booted(folder, prepare=""):
+    """Have a machine for the time of a block; skip the test where there is none to be had, with CI=true fail.
+
+    `prepare` is shell lines that run before the boot, in the machine's root folder and with this machine's files.
+    """
     if os.geteuid() != 0:
         unavailable("it takes root to make one")
     for name in ("nsenter", "unshare", "ip", "systemctl"):
         program(name)
     starting = subprocess.Popen(
-        [program("unshare"), "--mount", "--propagation=private", "sh", "-ec", GROUP, "sh", folder, BOOT],
+        [program("unshare"), "--mount", "--propagation=private", "sh", "-ec", GROUP, "sh", folder, BOOT, prepare],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -159,7 +172,7 @@ def children(pid):
 
 def unavailable(reason):
     """Skip the test and say why; with CI=true that is a failure."""
-    message = f"no machine to install packages on: {reason}"
+    message = f"a systemd cannot be booted here: {reason}"
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)

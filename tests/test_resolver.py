@@ -161,7 +161,7 @@ def test_a_body_has_no_place_in_a_question(world):
 
 def test_one_connection_too_many_is_refused(world):
     clients = [world.connect() for _ in range(11)]
-    assert [client.closed for client in clients] == [False] * 10 + [True]
+    assert [client.wire.half_closed for client in clients] == [False] * 10 + [True]
     assert clients[-1].status == 503
 
 

@@ -51,6 +51,8 @@ class Network(MemoryReactorClock):
         return listening
 
     def close(self):
+        # What was told to stop has stopped then.
+        self.advance(0)
         for port in self.ports:
             if port.connected:
                 port.stopListening()
@@ -74,6 +76,8 @@ class Wire(StringTransport):
         if not self.disconnecting:
             self.disconnecting = True
             self.channel.connectionLost(Failure(ConnectionDone()))
+
+    loseWriteConnection = loseConnection
 
     @property
     def answer(self):

@@ -19,7 +19,14 @@ from twisted.python.failure import Failure
 
 from vnctoken.auth.proxies import TrustedProxies
 from vnctoken.consoles import Console
-from vnctoken.httpserver import FIRST_REQUEST_SECONDS, MAX_HEADER_BYTES, MAX_HEADERS, REQUEST_SECONDS
+from vnctoken.httpserver import (
+    FIRST_REQUEST_SECONDS,
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    MAX_REFUSALS,
+    REFUSAL_SECONDS,
+    REQUEST_SECONDS,
+)
 from vnctoken.rpc import Rpc
 from vnctoken.web import RpcSite
 
@@ -58,11 +65,15 @@ class Wire(StringTransport):
         self.stuck = stuck
         self.ended = False
         self.aborted = False
+        self.half_closed = False
 
     def loseConnection(self):
         super().loseConnection()
         if not self.stuck:
             self.end(ConnectionDone)
+
+    def loseWriteConnection(self):
+        self.half_closed = True
 
     def abortConnection(self):
         self.aborted = True
@@ -550,7 +561,7 @@ def test_one_connection_too_many_is_told_so_and_there_is_room_again_when_one_end
         assert refused.status == 503
         assert refused.headers[b"Connection"] == b"close"
         assert refused.body == b"too many connections\n"
-        assert refused.closed
+        assert refused.wire.half_closed
     assert lines(events) == ["2 connections are open (:max_connections:); more are refused"]
     clients[0].hang_up()
     clients.append(world.connect())
@@ -569,6 +580,30 @@ def test_what_a_refused_client_sends_goes_nowhere():
     refused.hang_up()
     assert world.connect().status == 503
     assert world.answers.questions == []
+
+
+def test_a_refused_client_has_a_second_to_take_its_answer():
+    world = World(max_connections=1)
+    world.connect()
+    first, second = world.connect(), world.connect()
+    world.clock.advance(REFUSAL_SECONDS / 2)
+    first.hang_up()
+    second.send(request())
+    assert not second.closed
+    world.clock.advance(REFUSAL_SECONDS / 2)
+    assert second.wire.aborted
+    assert not first.wire.aborted
+
+
+def test_of_a_flood_of_clients_few_are_waited_for():
+    world = World(max_connections=1)
+    world.connect()
+    flood = [world.connect() for _ in range(MAX_REFUSALS + 10)]
+    assert [client.wire.half_closed for client in flood] == [True] * MAX_REFUSALS + [False] * 10
+    assert all(client.closed and client.status == 503 for client in flood[MAX_REFUSALS:])
+    world.clock.advance(REFUSAL_SECONDS)
+    assert all(client.closed for client in flood)
+    assert world.connect().wire.half_closed
 
 
 def test_connections_that_end_by_our_doing_make_room_too():

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.web import http
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IAddress
+    from twisted.internet.interfaces import IAddress, IDelayedCall
     from twisted.python.failure import Failure
 
 REQUEST_SECONDS = 10
@@ -28,6 +28,10 @@ REQUEST_SECONDS = 10
 FIRST_REQUEST_SECONDS = 1
 """How long a connection that has not brought a request yet has for it when the service is told to stop."""
 
+REFUSAL_SECONDS = 1
+"""How long a connection too many has to take its answer, if no more than MAX_REFUSALS are about it."""
+
+MAX_REFUSALS = 64
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16_384
 MAX_LENGTH_DIGITS = 4000
@@ -216,14 +220,30 @@ class _BoundedChannel(http.HTTPChannel):
 
 
 class _Refusal(Protocol):
-    """A connection too many."""
+    """A connection too many. What it sends is thrown away for a moment: the client reads the answer, and no reset."""
 
     transport: Any
+
+    def __init__(self, reactor: Any, refusals: set[_Refusal]) -> None:
+        self._reactor = reactor
+        self._refusals = refusals
+        self._end: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         """Say so, and end."""
         self.transport.write(_last_words(b"503 Service Unavailable", b"too many connections\n"))
-        self.transport.loseConnection()
+        if len(self._refusals) >= MAX_REFUSALS:
+            self.transport.loseConnection()
+            return
+        self._refusals.add(self)
+        self.transport.loseWriteConnection()
+        self._end = self._reactor.callLater(REFUSAL_SECONDS, self.transport.abortConnection)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 (Twisted calls us)
+        """Take the end of the connection."""
+        self._refusals.discard(self)
+        if self._end is not None and self._end.active():
+            self._end.cancel()
 
 
 def _last_words(status: bytes, text: bytes) -> bytes:
@@ -250,6 +270,7 @@ class BoundedSite(http.HTTPFactory):
         self.max_request_bytes = max_request_bytes
         self._max_connections = max_connections
         self._channels: set[_BoundedChannel] = set()
+        self._refusals: set[_Refusal] = set()
         self._full = False
         # More than one, as several listeners may have one site.
         self._draining: list[Deferred[None]] = []
@@ -265,7 +286,7 @@ class BoundedSite(http.HTTPFactory):
             if not self._full:
                 self._log.warn("{n} connections are open (:max_connections:); more are refused", n=len(self._channels))
             self._full = True
-            return _Refusal()
+            return _Refusal(self.reactor, self._refusals)
         self._full = False
         channel: Any = super().buildProtocol(addr)
         self._channels.add(channel)
