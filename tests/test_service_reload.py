@@ -5,20 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_service import Network, answer, call, warnings_in, with_login
+import test_service
+from test_service import answer, call, warnings_in, with_login
 from twisted.logger import capturedLogs
 
 from vnctoken.config import Config
 from vnctoken.errors import ConfigError
 from vnctoken.service import AT_START, make_service
 
-
-@pytest.fixture
-def network():
-    """Provide a network, and close its listening sockets at the end."""
-    network = Network()
-    yield network
-    network.close()
+network = test_service.network
 
 
 @pytest.fixture
