@@ -177,6 +177,10 @@ class Service:
         return self.one_location / "var" / "vnctoken.log"
 
 
+NO_LIMITS = ":calls_per_user: none\n:calls_per_vm: none\n:tokens_per_user: none\n"
+"""Settings for tests that call as fast as they can, about anything but the limits."""
+
+
 @contextlib.contextmanager
 def vnctoken_server(one_location, oned_url, settings="", environment=()):
     """Run the real `vnctoken-server` for the time of a block, self-contained under `one_location`."""

@@ -16,7 +16,7 @@ import xmlrpc.client
 from http.client import HTTPException
 
 import pytest
-from conftest import free_port, vnctoken_server
+from conftest import NO_LIMITS, free_port, vnctoken_server
 
 from vnctoken.auditchain import verify_files
 
@@ -33,7 +33,7 @@ def path(tmp_path):
 @contextlib.contextmanager
 def audited(path, cloud, settings=""):
     """Run a service that writes an audit log."""
-    more = f":audit_log: {path}\n:tokens_per_user: none\n:calls_per_user: none\n:calls_per_vm: none\n{settings}"
+    more = f":audit_log: {path}\n{NO_LIMITS}{settings}"
     with vnctoken_server(path.parent / "one", cloud.url, more) as service:
         yield service
 

@@ -22,7 +22,7 @@ from math import inf
 from pathlib import Path
 
 import readers
-from conftest import running, vnctoken_server
+from conftest import NO_LIMITS, running, vnctoken_server
 from screens import ONED
 from twisted.internet.task import deferLater, react
 
@@ -36,7 +36,7 @@ LONG, SHORT = 600, (1, 2, 3)
 CALLERS, KILLS = 3, 6
 SESSION = "alice:secret"
 # None is trimmed: of calls that are cut off nobody would know which token took the place of which.
-SETTINGS = ":tokens_per_vm: 1000"
+SETTINGS = f"{NO_LIMITS}:tokens_per_vm: 1000"
 
 FORGETTING_SECONDS = 2.0
 """How long after its expiry a token may still be found: it is gone only when the service has written the file, and

@@ -18,7 +18,7 @@ import time
 import xmlrpc.client
 
 import pytest
-from conftest import ROOT, START_SECONDS, free_port, program, running, vnctoken_server
+from conftest import NO_LIMITS, ROOT, START_SECONDS, free_port, program, running, vnctoken_server
 from webservers import replaced, until
 from wsclient import GREETING, HandshakeRefusedError, WebSocket, screen
 
@@ -74,7 +74,7 @@ def rotating(tmp_path):
 def logs(tmp_path, cloud, rotating):
     """Yield a running service and a function that runs logrotate on its logs."""
     audit = tmp_path / "one" / "var" / "vnctoken-audit.log"
-    settings = f":recheck_interval: 0\n:calls_per_user: none\n:audit_log: {audit}"
+    settings = f"{NO_LIMITS}:recheck_interval: 0\n:audit_log: {audit}"
     with vnctoken_server(tmp_path / "one", cloud.url, settings) as service:
         yield service, rotating("vnctoken", service.log.parent)
 

@@ -15,7 +15,7 @@ import time
 import xmlrpc.client
 
 import pytest
-from conftest import START_SECONDS, free_port, ipv6_loopback, running
+from conftest import NO_LIMITS, START_SECONDS, free_port, ipv6_loopback, running
 from twisted.internet.task import Clock
 
 from vnctoken.systemd import RETRY_SECONDS, STATUS_SECONDS, Notifier
@@ -316,9 +316,8 @@ def one(tmp_path, cloud):
     """Make a self-contained installation whose configured port is another one; the sandbox sets no limit."""
     for name in ("etc", "var"):
         (tmp_path / "one" / name).mkdir(parents=True)
-    unlimited = "".join(f":{key}: none\n" for key in ("calls_per_user", "calls_per_vm", "tokens_per_user"))
     (tmp_path / "one" / "etc" / "vnctoken-server.conf").write_text(
-        f":port: {free_port()}\n:one_xmlrpc: {cloud.url}\n:monitor_listen: none\n:recheck_interval: 0\n{unlimited}"
+        f":port: {free_port()}\n:one_xmlrpc: {cloud.url}\n:monitor_listen: none\n:recheck_interval: 0\n{NO_LIMITS}"
     )
     return tmp_path / "one"
 

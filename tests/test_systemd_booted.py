@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, program, running
+from conftest import NO_LIMITS, ROOT, program, running
 from machines import booted
 from webservers import until
 
@@ -45,7 +45,7 @@ UNITS = {
     "opennebula-sunstone.service": "[Service]\nExecStart=/bin/sleep infinity\nExecReload=/bin/true\n",
     "oned.service": "[Service]\nExecStart=/usr/bin/vnctoken-python -m vnctoken.sandbox --listen 127.0.0.1:2633\n",
 }
-CONFIGURATION = ":recheck_interval: 0\n:calls_per_user: none\n:calls_per_vm: none\n"
+CONFIGURATION = f":recheck_interval: 0\n{NO_LIMITS}"
 
 CALL = """
 import http.client, sys, threading, xmlrpc.client
