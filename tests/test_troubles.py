@@ -16,7 +16,7 @@ import xmlrpc.client
 from pathlib import Path
 
 import pytest
-from conftest import START_SECONDS, free_port, running, tokens_in, vnctoken_server
+from conftest import NO_LIMITS, START_SECONDS, free_port, running, tokens_in, vnctoken_server
 
 from vnctoken.sandbox.behaviour import UGLY_GUESTS
 from vnctoken.tokens import fingerprint
@@ -354,7 +354,7 @@ def resident_kib(process):
 def test_hostile_bodies_do_not_make_the_service_grow(tmp_path, cloud):
     # A multicall's answer alone weighs half a megabyte; 100,000 arrays end the connection.
     bodies = [body for body, outcome in HOSTILE.values() if outcome != 413 and not str(outcome).startswith("2000")]
-    with vnctoken_server(tmp_path / "one", cloud.url) as service:
+    with vnctoken_server(tmp_path / "one", cloud.url, NO_LIMITS) as service:
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=START_SECONDS)
         with contextlib.closing(connection):
 
