@@ -186,11 +186,10 @@ def vnctoken_server(one_location, oned_url, settings="", environment=()):
     """Run the real `vnctoken-server` for the time of a block, self-contained under `one_location`."""
     (one_location / "etc").mkdir(parents=True, exist_ok=True)
     (one_location / "var").mkdir(exist_ok=True)
-    # Two services on one machine would want the same port.
-    monitor = "" if ":monitor_listen:" in settings else ":monitor_listen: none\n"
-    (one_location / "etc" / "vnctoken-server.conf").write_text(
-        f":port: 0\n:one_xmlrpc: {oned_url}\n{monitor}{settings}\n", encoding="utf-8"
-    )
+    # Two services on one machine would want the same ports.
+    usual = {":port:": "0", ":one_xmlrpc:": oned_url, ":monitor_listen:": "none"}
+    lines = [f"{key} {value}\n" for key, value in usual.items() if key not in settings]
+    (one_location / "etc" / "vnctoken-server.conf").write_text(f"{''.join(lines)}{settings}\n", encoding="utf-8")
     env = {**os.environ, "ONE_LOCATION": str(one_location), **dict(environment)}
     env.pop("JOURNAL_STREAM", None)
     with running(sys.executable, "-m", "vnctoken.server", env=env, ready="listens on") as process:

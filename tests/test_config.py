@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from vnctoken.accessvalues import DOORS, METHODS
 from vnctoken.addresses import write_address
-from vnctoken.config import INHERITED, Config, Locations, Source, from_mapping, load
+from vnctoken.config import INHERITED, Config, Locations, from_mapping, load
+from vnctoken.configfile import Source
 from vnctoken.errors import ConfigError
 from vnctoken.vm import LCM_STATES
 
@@ -812,6 +813,29 @@ def test_keys_are_ruby_symbols_or_bare(etc):
 def test_a_key_in_both_forms_is_refused(etc):
     message = complaint_about(etc, ":port: 1\nport: 2\n")
     assert message.startswith(f"{etc}/vnctoken-server.conf: :port: is given twice")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        (":port: 2644\n:host: localhost\n:port: 2645\n", 3, ":port"),
+        (":log:\n  :level: 1\n  :level: 2\n", 3, ":level"),
+        ("# Ours\nport: 1\nport: 1\n", 3, "port"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_its_line(etc, text, line, key):
+    message = complaint_about(etc, text)
+    assert message.startswith(f"{etc}/vnctoken-server.conf, line {line}: not YAML ('{key}' is given twice;")
+
+
+def test_what_one_map_takes_from_another_may_be_in_it_too(etc):
+    config, _ = load_in(etc, ":log: &log\n  :level: 1\n  :system: syslog\n:other:\n  <<: *log\n  :level: 2\n")
+    assert (config.debug_level, config.log_system) == (1, "syslog")
+
+
+def test_in_sunstones_file_the_last_of_two_values_counts_as_in_sunstone_itself(etc):
+    (etc / "sunstone-server.conf").write_text(":debug_level: 1\n:debug_level: 3\n")
+    assert load_in(etc, "")[0].debug_level == 3
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import yaml
 from vnctoken.accessvalues import METHODS, NONE, Network, Proxy, write_rate
 from vnctoken.addresses import write_address
 from vnctoken.combinations import contradiction, oddities
+from vnctoken.configfile import Source, read_ours, read_sunstones
 from vnctoken.errors import ConfigError
 from vnctoken.valuekinds import integer, shown
 from vnctoken.values import PARSERS, UNSHOWN, Listener, log_system
@@ -166,14 +167,6 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A configuration file as read: its name for messages, and its keys without colons."""
-
-    name: str
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Locations:
     """Where OpenNebula keeps things: below ONE_LOCATION in a self-contained installation, else in the system."""
 
@@ -199,8 +192,8 @@ def load(
     Raises ConfigError with file, line or key, value, and what is expected.
     """
     at = Locations.from_environment(environment)
-    sunstone = _read(sunstone_file, at.etc / "sunstone-server.conf")
-    ours = _read(config_file, at.etc / "vnctoken-server.conf")
+    sunstone = read_sunstones(sunstone_file, at.etc / "sunstone-server.conf")
+    ours = read_ours(config_file, at.etc / "vnctoken-server.conf")
     return from_mapping(ours, sunstone, at)
 
 
@@ -216,36 +209,6 @@ def from_mapping(ours: Source, sunstone: Source, at: Locations) -> tuple[Config,
     if (problem := contradiction(config)) is not None:
         raise ConfigError(f"{ours.name}: {problem}")
     return config, [*warnings, *(f"{ours.name}: {oddity}" for oddity in oddities(config))]
-
-
-def _read(named: str | None, usual: Path) -> Source:
-    path = Path(named) if named is not None else usual
-    try:
-        text = path.read_bytes()
-        content = yaml.safe_load(text)
-    except FileNotFoundError:
-        if named is None:
-            return Source(str(path), {})
-        raise ConfigError(f"{path}: there is no such file; a configuration file in YAML is expected") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); the service's user must be able to") from None
-    except Exception as error:  # noqa: BLE001 (PyYAML's constructors let anything out: of a date such as 2024-99-99, say)
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
-        raise ConfigError(f"{path}{where}: not YAML ({problem}); lines such as ':port: 2644' are expected") from None
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}; lines such as ':port: 2644' are expected")
-    values: dict[str, Any] = {}
-    for written, value in content.items():
-        # Python writes no number of thousands of digits.
-        key = shown(written) if isinstance(written, int) else str(written).strip(":")
-        if key in values:
-            raise ConfigError(f"{path}: :{key}: is given twice, with and without its first colon; keep one of them")
-        values[key] = value
-    return Source(str(path), values)
 
 
 def _parsed(source: Source) -> dict[str, Any]:
