@@ -338,6 +338,8 @@ def test_warnings_are_no_failure(installation):
         ({"verify_on_connect": True, "resolver_listen": ("127.0.0.1", 2647)}, "cryptography", "login", FAIL),
         ({"auth": ("opennebula", "onegate")}, "cryptography", "login", FAIL),
         ({}, "zmq", "events", WARN),
+        ({}, "prometheus_client", "metrics", WARN),
+        ({"token_store": "jwt"}, "prometheus_client", "metrics", WARN),
     ],
 )
 def test_a_missing_package_is_named_and_a_failure_where_the_service_needs_it(
@@ -352,9 +354,9 @@ def test_a_missing_package_is_named_and_a_failure_where_the_service_needs_it(
 
 
 def test_a_package_that_is_not_needed_may_be_missing(monkeypatch):
-    for module in ("OpenSSL", "txredisapi", "jwcrypto", "cryptography", "zmq"):
+    for module in ("OpenSSL", "txredisapi", "jwcrypto", "cryptography", "zmq", "prometheus_client"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert check_extras(Config(recheck_interval=0, subscriber_endpoint=None)).status == OK
+    assert check_extras(Config(recheck_interval=0, subscriber_endpoint=None, monitor_listen=None)).status == OK
 
 
 # oned and the login

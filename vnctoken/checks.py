@@ -25,6 +25,7 @@ _MODULES = {
     "events": ("zmq",),
     "redis": ("txredisapi",),
     "jwt": ("jwcrypto",),
+    "metrics": ("prometheus_client",),
 }
 
 
@@ -75,6 +76,8 @@ def _needed(config: Config) -> Iterator[tuple[str, str, bool]]:
     for key, url in ((":one_xmlrpc:", config.one_xmlrpc), (":public_url:", config.public_url)):
         if url is not None and urlsplit(url).scheme == "https":
             yield "tls", f"which https in {key} takes", key == ":one_xmlrpc:"
+    if config.monitor_listen is not None:
+        yield "metrics", "so there are no metrics at :monitor_listen:", False
     if config.token_store == "redis":  # noqa: S105 (a kind of store)
         yield "redis", "which :token_store: redis takes", True
         if config.redis_tls:
