@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import http.server
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from vnctoken.client.command import main
 from vnctoken.client.pool import MOST_VMS
 from vnctoken.client.tables import COLUMNS, token_csv, token_table
 from vnctoken.tokens import fingerprint
+from vnctoken.wire import write_answer
 
 COMMAND = (sys.executable, "-m", "vnctoken.client.command")
 DOCUMENT = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
@@ -228,6 +231,35 @@ def test_refusals_of_a_list_that_are_alike_are_told_once(vnctoken):
     assert [line.split(":")[1] for line in err] == [" VM 4711", " VM 4712", " VM 4713"]
 
 
+class Answering(http.server.BaseHTTPRequestHandler):
+    """A service that took three tokens back."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = write_answer([True, 3, 0])
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_what_is_done_is_told_though_the_service_goes_away_then(vnctoken):
+    def once():
+        with service:
+            service.handle_request()
+
+    service = http.server.HTTPServer(("127.0.0.1", 0), Answering)
+    serving = threading.Thread(target=once)
+    serving.start()
+    code, out, err = vnctoken(f"revoke 1,2,3 --endpoint http://127.0.0.1:{service.server_port}/")
+    serving.join()
+    assert (code, out) == (1, ["VM 1: 3 tokens revoked"])
+    assert len(err) == 1
+
+
 # Logins
 
 
@@ -312,6 +344,28 @@ def test_a_scripts_password_comes_from_stdin(home):
     done = run("token", "9", "--user", "bob", input="secret\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"[0-9a-f]{32}\n", done.stdout)
+
+
+@pytest.mark.parametrize("stdin", ["</dev/null", "<&-"])
+def test_a_password_that_nobody_gives_is_not_an_empty_one(home, service, stdin):
+    before = service.log.read_text().count("code=0x0100")
+    done = subprocess.run(
+        [program("sh"), "-c", f"exec {shlex.join(COMMAND)} token 9 --user bob {stdin}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "vnctoken: no password was given\n")
+    assert service.log.read_text().count("code=0x0100") == before
+
+
+@pytest.mark.parametrize("line", ["token 20", "list"])
+def test_a_login_that_nobody_can_type_is_said_to_be_the_trouble(vnctoken, home, line):
+    (home / ".one" / "one_auth").write_bytes(b"alice:secret\x1b[D")
+    code, out, (problem,) = vnctoken(line)
+    assert (code, out) == (1, [])
+    assert problem == "vnctoken: the session and all other texts must be Unicode, without control characters"
 
 
 # As a process
@@ -417,6 +471,14 @@ def test_names_of_vms_cannot_steer_a_terminal():
         assert "d?e" in shown
         assert len(shown.splitlines()) == 2
     assert token_table([], ["VM"], styled=True).startswith("\033[1m")
+
+
+def test_columns_stand_below_each_other_whatever_is_in_them():
+    """Names may have characters that are two columns wide, and such as have no width."""
+    live = LiveToken("60ae576c", "alice", 1, 0, 0, False, "")
+    names = {"web": 0, "größe-東京": 2, "gro\u0308ße": -1, "💻": 1}
+    _, *lines = token_table([(7, name, live) for name in names], ["VM", "NAME", "TOKEN"], styled=False).splitlines()
+    assert [line.index("60ae576c") + wider for line, wider in zip(lines, names.values(), strict=True)] == [28] * 4
 
 
 # The document

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redisservers import leftovers, waited
 from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from vnctoken.arguments import Options
@@ -214,6 +215,12 @@ def test_each_refusal_is_an_error_of_its_own_with_the_services_text(ask, service
     assert "wr0ng" not in repr(caught.value)
 
 
+@pytest.mark.parametrize("wrong", [{"vm_id": 2**31}, {"vm_id": 20, "ttl": 2**31}, {"vm_id": 20, "ttl": 0}])
+def test_a_number_that_is_none_of_ours_is_refused_and_not_passed_over(ask, service, wrong):
+    with pytest.raises(ApiError):
+        ask(service.url)("token", **wrong)
+
+
 # With worse ones
 
 
@@ -271,6 +278,46 @@ def test_the_timeout_is_for_the_whole_answer_however_it_trickles_in(ask, behave)
     with answering(behave) as port, pytest.raises(ClientError, match=r"no answer within 0\.3 seconds|speak HTTP"):
         ask(url_at(port), timeout=SOON)("token", 20)
     assert time.monotonic() - began < 10 * SOON
+
+
+@contextlib.contextmanager
+def deaf():
+    """Listen with a full queue: whoever wants to connect goes on waiting. Give the port."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        deaf,
+        lambda: answering(lambda _, ended: ended.wait(30)),
+        lambda: answering(drips(b"HTTP/1.1 200 OK\r\nX: ")),
+        lambda: answering(drips(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")),
+    ],
+)
+def test_who_cancels_a_call_is_told_that_it_was_cancelled(server):
+    async def cancelled():
+        calling = Deferred.fromCoroutine(AsyncClient(reactor, url_at(port), SESSION).token(20))
+        # Time to come as far as the server lets it.
+        await deferLater(reactor, SOON)
+        calling.cancel()
+        await calling
+
+    with server() as port, pytest.raises(CancelledError):
+        waited(cancelled())
+    waited(connections_end())
+    assert leftovers() == []
+
+
+def test_a_host_that_twisted_takes_for_no_name_has_no_address():
+    with pytest.raises(ClientError, match="has no address"):
+        waited(AsyncClient(reactor, url_at(9, host="no_name.invalid"), SESSION).token(20))
 
 
 def test_the_timeout_is_for_the_handshake_of_tls_too(ask):
@@ -356,6 +403,8 @@ def test_the_next_address_of_a_host_is_tried():
         "http://a b/",
         "http://a:secret@x/",
         "http://ü/",
+        "http://a..b/",
+        f"http://{'a' * 70}.example/",
     ],
 )
 def test_what_is_no_endpoint_is_said_so_without_the_password_in_it(kind, url):
@@ -364,11 +413,12 @@ def test_what_is_no_endpoint_is_said_so_without_the_password_in_it(kind, url):
     assert "secret" not in str(caught.value)
 
 
-def test_a_session_that_is_not_unicode_is_refused_without_being_told(ask):
+@pytest.mark.parametrize("text", ["\udcff", "\0", "\x1b[D", "\uffff"])
+def test_a_session_that_is_not_unicode_is_refused_without_being_told(ask, text):
     with pytest.raises(ValueError, match="must be Unicode") as caught:
-        ask(url_at(1), "alice:secret\udcff")("token", 20)
+        ask(url_at(1), f"alice:secret{text}")("token", 20)
     assert "secret" not in repr(caught.value)
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None
 
 
 # Reading alone

@@ -1,5 +1,6 @@
 """The man pages: made from the documents, complete, and such that man shows them."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -45,6 +46,24 @@ def test_mandoc_and_man_find_nothing_to_complain_of(name):
         )
         assert done.stderr == ""
         assert command[0] == "man" or done.stdout == ""
+
+
+def on_a_terminal(name):
+    """Return a page as man lays it out in 80 columns."""
+    env = {**os.environ, "MANWIDTH": "80", "LC_ALL": "C.UTF-8"}
+    command = [program("man"), "-l", PAGES / name]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=True, timeout=60).stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_word_is_broken_by_a_hyphen_that_is_not_its_own(name):
+    page = on_a_terminal(name)
+    assert "NAME" in page
+    assert "\N{HYPHEN}\n" not in page
+
+
+def test_lines_are_not_stretched_around_long_words():
+    assert "list: these columns, some of\n" in on_a_terminal("vnctoken.1")
 
 
 def options_in_help(run, arguments, capsys):

@@ -202,7 +202,9 @@ def head(file: str) -> str:
     """Make the first lines of a page."""
     title, _, section = file.rpartition(".")
     release = f'{DATE} "vnctoken {__version__}"'
-    return f'.\\" Made by docs/man/build.py; change what it reads.\n.TH {title.upper()} {section} {release} vnctoken'
+    made = '.\\" Made by docs/man/build.py; change what it reads.'
+    # Neither hyphenated, as nobody can copy an option with a hyphen that is none, nor stretched around long words.
+    return f"{made}\n.TH {title.upper()} {section} {release} vnctoken\n.nh\n.ad l"
 
 
 def name(of: str, does: str) -> str:

@@ -79,10 +79,14 @@ def _home(environment: Mapping[str, str]) -> Path:
 
 
 def _asked() -> str:
-    if sys.stdin.isatty():
+    # Python has None for one that is closed.
+    if sys.stdin is not None and sys.stdin.isatty():
         try:
             return getpass.getpass("Password: ")
         except EOFError:
             raise SetupError("no password was given") from None
     # A script's password, which so is in no list of processes.
-    return sys.stdin.readline().rstrip("\n")
+    line = "" if sys.stdin is None else sys.stdin.readline()
+    if not line:
+        raise SetupError("no password was given")
+    return line.rstrip("\n")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import xmlrpc.client
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from vnctoken.client.errors import ClientError, VnctokenError, refusal
+from vnctoken.arguments import Options
+from vnctoken.client.errors import ApiError, ClientError, VnctokenError, refusal
 from vnctoken.safexml import DocumentError
 from vnctoken.wire import Fault, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vnctoken.arguments import Options
     from vnctoken.wire import Value
 
 BATCH = 64
 """VMs that one question lists the tokens of. The service takes each to oned, eight at a time; 256 may wait there."""
 
 Result = TypeVar("Result")
+
+# What XML has no way to write: control characters, and halves of characters.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,20 @@ def _batch(session: str, vm_ids: Sequence[int]) -> Question[dict[int, list[LiveT
             raise _nonsense()
         return {vm_id: one(entry) for vm_id, entry in zip(vm_ids, entries, strict=True)}
 
-    return Question(_written("system.multicall", calls), read)
+    return Question(written("system.multicall", calls), read)
+
+
+def written(method: str, *arguments: Any) -> bytes:
+    """Return the body of a call. Raises ValueError for a text, and ApiError for a number, that cannot be in one."""
+    try:
+        body = xmlrpc.client.dumps(arguments, method)
+    except OverflowError:
+        raise ApiError("a number of more than 32 bits is neither the id of a VM nor a number of seconds") from None
+    if _NOT_XML.search(body):
+        # It is not told which: the session may be the one.
+        raise ValueError("the session and all other texts must be Unicode, without control characters")
+    # A carriage return that is written as it is would be read as a line feed.
+    return body.replace("\r", "&#13;").encode()
 
 
 def read_value(answer: bytes) -> Value:
@@ -133,21 +150,13 @@ def read_value(answer: bytes) -> Value:
 
 
 def _asked(result: Callable[[Value], Result], method: str, *arguments: Any) -> Question[Result]:
-    return Question(_written(method, *arguments), lambda answer: result(_success(read_value(answer))))
-
-
-def _written(method: str, *arguments: Any) -> bytes:
-    try:
-        # A carriage return that is written as it is would be read as a line feed.
-        return xmlrpc.client.dumps(arguments, method).replace("\r", "&#13;").encode()
-    except UnicodeEncodeError:
-        # The error itself would hold the session.
-        raise ValueError("the session and all other texts must be Unicode, but one has half of a character") from None
+    return Question(written(method, *arguments), lambda answer: result(_success(read_value(answer))))
 
 
 def _given(options: Options) -> tuple[dict[str, Any], ...]:
     """Return the options that were given: an older service knows none."""
-    given = {name: value for name, value in asdict(options).items() if value}
+    unset = asdict(Options())
+    given = {name: value for name, value in asdict(options).items() if value != unset[name]}
     return (given,) if given else ()
 
 

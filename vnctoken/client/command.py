@@ -16,7 +16,7 @@ from vnctoken.safexml import DocumentError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vnctoken.client.calls import LiveToken
 
@@ -86,7 +86,7 @@ class Command:
     def _show(self, client: Client) -> None:
         vm_ids, options = self._vm_ids(), self._options
         if options.xml:
-            documents = self._of_each(vm_ids, lambda vm_id: client.xml(vm_id, **self._terms))
+            documents = list(self._of_each(vm_ids, lambda vm_id: client.xml(vm_id, **self._terms)))
             self._print([tables.console_xml(documents, pooled=len(vm_ids) > 1)] if documents else [])
             return
         consoles = self._of_each(vm_ids, lambda vm_id: client.console(vm_id, **self._terms))
@@ -109,7 +109,8 @@ class Command:
                 )
             show_link(console.url)
 
-        self._of_each(self._vm_ids(), opened)
+        for _ in self._of_each(self._vm_ids(), opened):
+            pass
 
     def _revoke(self, client: Client) -> None:
         def revoked(vm_id: int) -> str:
@@ -170,17 +171,15 @@ class Command:
     def _visible(self) -> dict[int, str]:
         return pool.visible_vms(accounts.oned(self._environment), self._session, ANSWER_SECONDS)
 
-    def _of_each(self, vm_ids: Sequence[int], ask: Callable[[int], _Result]) -> list[_Result]:
-        """Return what comes of each VM, and complain of those that are refused; some troubles are everybody's."""
-        results = []
+    def _of_each(self, vm_ids: Sequence[int], ask: Callable[[int], _Result]) -> Iterator[_Result]:
+        """Yield what comes of each VM, and complain of those that are refused; some troubles are everybody's."""
         for vm_id in vm_ids:
             try:
-                results.append(ask(vm_id))
+                yield ask(vm_id)
             except (ClientError, AuthenticationError):  # noqa: PERF203 (each may be refused)
                 raise
             except VnctokenError as error:
                 self._complain(f"VM {vm_id}: {error}")
-        return results
 
     def _print(self, texts: Iterable[str]) -> None:
         for text in texts:

@@ -33,6 +33,7 @@ def endpoint(url: str) -> Endpoint:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")
     except ValueError:
         raise ValueError(f"the endpoint's host or port is none; {_WANTED}") from None
     if "@" in parts.netloc:

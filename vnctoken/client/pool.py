@@ -6,10 +6,11 @@ import re
 from typing import TYPE_CHECKING
 
 from vnctoken.arguments import MAX_VM_ID
+from vnctoken.client.calls import written
 from vnctoken.client.errors import ClientError, NoExistsError, refusal
 from vnctoken.client.http import post
 from vnctoken.safexml import DocumentError, parse
-from vnctoken.wire import Fault, read_answer, write_call
+from vnctoken.wire import Fault, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +57,7 @@ def ids(wanted: Sequence[int | str], names: Callable[[], Mapping[int, str]]) -> 
 
 def visible_vms(oned: Endpoint, session: str, seconds: float) -> dict[int, str]:
     """Return the names of the VMs that a session's owner may see, by id. Raises what `vnctoken.client.errors` draws."""
-    answer = post(oned, write_call("one.vmpool.info", session, _VISIBLE, _FIRST, _LAST, _NOT_DONE), seconds)
+    answer = post(oned, written("one.vmpool.info", session, _VISIBLE, _FIRST, _LAST, _NOT_DONE), seconds)
     try:
         match read_answer(answer):
             case [True, str(document), *_]:

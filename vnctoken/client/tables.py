@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from lxml import etree
@@ -93,13 +94,13 @@ def token_table(rows: Iterable[Row], columns: Sequence[str], *, styled: bool) ->
     """Return live tokens as a table; a cell that is too long widens its column."""
     cells = [[printable(COLUMNS[column][1](row)) for column in columns] for row in rows]
     widths = [
-        max([abs(COLUMNS[column][0]), *(len(line[number]) for line in [columns, *cells])])
+        max([abs(COLUMNS[column][0]), *(_span(line[number]) for line in [columns, *cells])])
         for number, column in enumerate(columns)
     ]
 
     def line(texts: Sequence[str]) -> str:
         return " ".join(
-            text.rjust(width) if COLUMNS[column][0] > 0 else text.ljust(width)
+            _space(text, width) + text if COLUMNS[column][0] > 0 else text + _space(text, width)
             for column, text, width in zip(columns, texts, widths, strict=True)
         )
 
@@ -155,6 +156,18 @@ def _as_xml(element: etree._Element) -> str:
 
 def _header(text: str, *, styled: bool) -> str:
     return f"\033[1m\033[4m{text}\033[0m" if styled else text.rstrip()
+
+
+def _span(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    return sum(
+        0 if unicodedata.category(character) in ("Mn", "Me") else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
+
+
+def _space(text: str, width: int) -> str:
+    return " " * (width - _span(text))
 
 
 def _moment(second: int, none: str) -> str:

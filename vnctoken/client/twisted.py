@@ -9,8 +9,8 @@ import os
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import ConnectionRefusedError as TCPRefusedError
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.web.client import Agent, ResponseDone, ResponseFailed
@@ -118,7 +118,11 @@ class AsyncClient:
                 gathered.stop()
                 raise ClientError(f"{self._endpoint.url}: {in_words(response.code)}")
             return await gathered.whole
-        except (OSError, ConnectError, DNSLookupError, ResponseFailed, NotImplementedError) as error:
+        except ConnectingCancelledError:
+            raise CancelledError from None
+        except (OSError, ConnectError, DNSLookupError, ResponseFailed, NotImplementedError, ValueError) as error:
+            if isinstance(error, ResponseFailed) and any(reason.check(CancelledError) for reason in error.reasons):
+                raise CancelledError from None
             raise ClientError(f"{self._endpoint.url}: {_explained(error)}") from None
 
     def _late(self, _outcome: object, seconds: float) -> bytes:
@@ -177,7 +181,7 @@ def _explained(error: BaseException) -> str:
     match error:
         case TCPRefusedError():
             return "the connection is refused: nobody listens there"
-        case DNSLookupError():
+        case DNSLookupError() | ValueError():
             return "the host has no address"
         case ConnectError(osError=int(number)):
             return os.strerror(number)
