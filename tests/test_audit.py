@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,9 @@ from mounts import elsewhere, in_process, mount
 from outcomes import result_of
 from twisted.logger import LogLevel, capturedLogs
 
-from vnctoken.audit import TAIL_BYTES, AuditLog
+from vnctoken.audit import AuditLog
 from vnctoken.auditchain import SHOWN, verify_files
+from vnctoken.auditfiles import TAIL_BYTES
 from vnctoken.auditlines import MAX_LINE_BYTES, Head, decision_line, notice_line, read_line
 from vnctoken.decisions import Decision
 from vnctoken.errors import AuditError, ConfigError
@@ -434,6 +437,34 @@ def test_all_is_well_until_the_file_is_moved_or_removed(path):
         result_of(log.check())
 
 
+def test_after_the_file_was_removed_a_new_one_is_begun_before_the_next_line(path):
+    with audit(path) as log, capturedLogs() as logs:
+        log.record(ISSUED)
+        path.unlink()
+        log.record(ISSUED)
+        log.record(ISSUED)
+        assert [event["log_level"] for event in logs] == [LogLevel.warn, LogLevel.info]
+        assert events_of(path) == ["opened", "issued", "issued"]
+        assert lines_of(path)[0]["seq"] == 3
+    assert "goes on from an older file" in verified(path)[0]
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_what_would_be_written_to_a_removed_file_is_missing_if_no_new_one_can_be_begun(path, required):
+    measures = Counting()
+    with audit(path, required=required, measures=measures) as log, capturedLogs() as logs:
+        path.unlink()
+        linked(path)
+        refused = [is_refused(log) for _ in range(3)]
+        assert (refused, measures.failed) == ([required] * 3, 3)
+        assert [event["log_level"] for event in logs] == [LogLevel.warn]
+        path.unlink()
+        log.record(ISSUED)
+        assert [line.get("missing") for line in lines_of(path)] == [3, None]
+    verified(path)
+    assert not path.with_name("elsewhere").exists()
+
+
 # A disk that is full.
 
 
@@ -475,6 +506,28 @@ def limited(path):
 
 def test_a_line_that_fits_in_part_is_cut_off_again_and_what_is_missing_is_told_afterwards(tmp_path):
     in_process(limited, tmp_path)
+
+
+def limited_to_the_end(path):
+    """Have lines missing when the log is closed; there is room again by then, or there is not."""
+    path = Path(path) / "audit.log"
+    for room in (True, False):
+        log = AuditLog(path, Now(), required=False, measures=UNMEASURED)
+        log.open()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, resource.RLIM_INFINITY))
+        for _ in range(3):
+            log.record(ISSUED)
+        if room:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with capturedLogs() as logs:
+            log.close()
+        assert any(event["log_level"] is LogLevel.warn and event["missing"] == 3 for event in logs) is not room
+        assert [line.get("missing") for line in lines_of(path)] == [None, 3, None][: 2 if room else 3]
+        verified(path)
+
+
+def test_lines_that_are_missing_when_the_log_ends_are_told_of_in_it_or_else_in_the_services_log(tmp_path):
+    in_process(limited_to_the_end, tmp_path)
 
 
 def filled(path):
@@ -610,6 +663,36 @@ def test_compressed_files_are_verified_too_and_broken_ones_are_named(path, tmp_p
     assert "missing: cannot be read to its end (No such file or directory)" in problems(tmp_path / "missing")[0]
 
 
+class BeingWritten:
+    """A file to whose last line the rest is added just after somebody came to its end."""
+
+    def __init__(self, *pieces):
+        self._pieces = [*pieces]
+
+    def open(self, _mode):
+        pieces = [piece for each in self._pieces for piece in (each, b"")]
+
+        class Raw(io.RawIOBase):
+            def readable(self):
+                return True
+
+            def readinto(self, buffer):
+                piece = pieces.pop(0) if pieces else b""
+                buffer[: len(piece)] = piece
+                return len(piece)
+
+        return io.BufferedReader(Raw())
+
+
+def test_a_line_that_is_written_at_this_moment_is_not_taken_for_a_changed_one(path):
+    lines = written(path)
+    begun = b"".join(lines[:3]) + lines[3][:100]
+    rest = lines[3][100:] + b"".join(lines[4:])
+    told = verified(BeingWritten(begun, rest))
+    assert "line 4: torn: its end is not there (yet)" in told[0]
+    assert told[-1].startswith("4 lines in 1 file")
+
+
 def test_a_bomb_takes_no_memory(tmp_path):
     bomb = tmp_path / "bomb.gz"
     with gzip.open(bomb, "wb", compresslevel=1) as file:
@@ -715,7 +798,9 @@ def test_the_example_in_the_document_is_a_chain_as_it_is_written(tmp_path):
     assert told[-1].partition(", head ")[2] in text
     issued = next(line for line in example_lines if '"issued"' in line)
     entry = read_line(issued.encode())
-    assert decision_line(ISSUED, 1_750_000_002.25, Head(entry.seq - 1, entry.prev)).decode() == issued
+    # As consoles.py makes it: a code is in refusals only.
+    decision = replace(ISSUED, code=None)
+    assert decision_line(decision, 1_750_000_002.25, Head(entry.seq - 1, entry.prev)).decode() == issued
 
 
 def test_the_document_has_every_field_and_event():

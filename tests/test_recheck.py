@@ -7,14 +7,16 @@ import re
 from dataclasses import replace
 
 import pytest
+from ledgers import MemoryAudit
 from memory import Line
 from outcomes import result_of
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, eventAsText
 
 from vnctoken.auth.server_cipher import server_session
 from vnctoken.config import Config
+from vnctoken.decisions import UNAUDITED
 from vnctoken.errors import AuthenticationError, TokenStoreError
 from vnctoken.oned import Oned
 from vnctoken.recheck import Recheck
@@ -24,7 +26,7 @@ from vnctoken.sandbox import oned as sandbox
 from vnctoken.sandbox.cloud import ALICE, ONEADMIN, SERVERADMIN, Guest, demo_cloud
 from vnctoken.sandbox.lifecycle import LIVE_MIGRATE, acted_on, migrated
 from vnctoken.sandbox.publishing import event
-from vnctoken.tokens import PROBE_VM_ID, Grant
+from vnctoken.tokens import PROBE_VM_ID, Grant, digest, fingerprint
 from vnctoken.tokens.folder import TokenFolder
 from vnctoken.vm import VirtualMachine
 
@@ -50,8 +52,8 @@ class World:
         self.password = password
         self.recheck = self.recheck_of(self.store)
 
-    def recheck_of(self, store):
-        return Recheck(store, self.oned, self.session, RULES, self.clock, INTERVAL)
+    def recheck_of(self, store, audit=UNAUDITED):
+        return Recheck(store, self.oned, self.session, RULES, self.clock, INTERVAL, audit)
 
     def session(self):
         return server_session("serveradmin", self.password, "serveradmin", NOW + 3600)
@@ -314,6 +316,70 @@ class Stubborn:
 
     def __getattr__(self, name):
         return getattr(self._store, name)
+
+
+def written(audit):
+    return [(decision.event, decision.token) for decision in audit.decisions]
+
+
+def test_a_token_that_somebody_took_back_while_oned_was_asked_is_not_written_down_again(world):
+    first, second = world.issue(0), world.issue(0)
+    world.act(0, "poweroff")
+    audit = MemoryAudit()
+    world.line.slow = True
+    checking = Deferred.fromCoroutine(world.recheck_of(world.store, audit).check())
+    world.line.waiting.pop().callback(None)
+    result_of(world.store.revoke(0, frozenset({digest(first)})))
+    world.line.arrive()
+    assert checking.called
+    assert written(audit) == [("revoked", fingerprint(second))]
+    assert not world.lives(second)
+
+
+class Slow:
+    """A store that takes its time to take tokens back; all else is the other store's."""
+
+    def __init__(self, store):
+        self._store = store
+        self.waiting = []
+
+    async def revoke(self, vm_id, digests=None):
+        self.waiting.append(Deferred())
+        await self.waiting[-1]
+        return await self._store.revoke(vm_id, digests)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+def test_a_token_that_two_events_end_at_the_same_moment_is_written_down_once(world):
+    vm = replace(result_of(world.oned.vm_info("oneadmin:opennebula", 0)), state=8)
+    store, audit = Slow(world.store), MemoryAudit()
+    recheck = world.recheck_of(store, audit)
+    first = world.issue(0)
+    one = Deferred.fromCoroutine(recheck.saw(0, vm))
+    second = world.issue(0)
+    other = Deferred.fromCoroutine(recheck.saw(0, vm))
+    while store.waiting:
+        store.waiting.pop(0).callback(None)
+    assert [one.called, other.called] == [True, True]
+    assert written(audit) == [("revoked", fingerprint(first)), ("revoked", fingerprint(second))]
+
+
+def test_a_check_that_is_given_up_while_it_takes_tokens_back_does_not_hold_up_events(world):
+    vm = replace(result_of(world.oned.vm_info("oneadmin:opennebula", 0)), state=8)
+    store = Slow(world.store)
+    recheck = world.recheck_of(store)
+    token = world.issue(0)
+    given_up = Deferred.fromCoroutine(recheck.saw(0, vm))
+    given_up.cancel()
+    with pytest.raises(CancelledError):
+        result_of(given_up)
+    store.waiting.clear()
+    seen = Deferred.fromCoroutine(recheck.saw(0, vm))
+    store.waiting.pop().callback(None)
+    assert seen.called
+    assert not world.lives(token)
 
 
 def test_one_vm_whose_tokens_cannot_be_read_does_not_save_those_of_the_others(world):

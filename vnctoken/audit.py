@@ -5,16 +5,14 @@ A line is with the kernel before the call is answered, but not on the disk: a po
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import stat
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
-from vnctoken.auditlines import Head, decision_line, notice_line, read_line
+from vnctoken.auditfiles import end_of, end_of_rotated, opened
+from vnctoken.auditlines import Head, decision_line, notice_line
 from vnctoken.errors import AuditError, ConfigError
 
 if TYPE_CHECKING:
@@ -24,14 +22,6 @@ if TYPE_CHECKING:
     from vnctoken.auditlines import Notice
     from vnctoken.decisions import Decision
     from vnctoken.measures import Measures
-
-TAIL_BYTES = 65_536
-"""How much of the end of a file is read for its last line."""
-
-# Readable by the group, as OpenNebula's logs are: it is oneadmin's.
-_MODE = 0o640
-
-_COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 
 
 class AuditLog:
@@ -63,10 +53,10 @@ class AuditLog:
 
         Raises ConfigError if the file cannot be opened, or is no audit log, or another process writes it.
         """
-        fd = _opened(self._path)
+        fd = opened(self._path)
         try:
             if os.fstat(fd).st_size:
-                self._notice, end = "resumed", _end(fd)
+                self._notice, end = "resumed", end_of(fd)
                 if end is None:
                     raise ConfigError(
                         f"{self._path}: this is no audit log, or its end is damaged too much to go on (:audit_log:);"
@@ -75,7 +65,7 @@ class AuditLog:
                 self._head, self._damaged, self._unfinished = end
             else:
                 self._notice = "opened"
-                self._head, self._damaged = _end_of_rotated(self._path)
+                self._head, self._damaged = end_of_rotated(self._path)
         except BaseException:
             os.close(fd)
             raise
@@ -86,9 +76,12 @@ class AuditLog:
     def record(self, decision: Decision) -> None:
         """Write a decision down. Raises AuditError if it cannot be and must."""
         try:
+            if not os.fstat(self._fd).st_nlink and not self._is_in_place():
+                # What is written to a file that was removed is gone.
+                self._go_on_in_a_new_file()
             self._settle()
             self._append(decision_line(decision, self._now(), self._head))
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             self._missing += 1
             self._measures.audit_failed()
             self._begin_trouble(error)
@@ -109,23 +102,32 @@ class AuditLog:
         if self._fd < 0 or self._is_in_place():
             return
         try:
-            fd = _opened(self._path)
-            if os.fstat(fd).st_size:
-                os.close(fd)
-                raise ConfigError(f"{self._path}: here is another file now, which is not empty (:audit_log:)")
+            self._go_on_in_a_new_file()
         except ConfigError as error:
             self._log.warn("the audit log goes on in the file that was moved: {reason}", reason=str(error))
             return
-        os.close(self._fd)
-        self._fd, self._unfinished, self._notice = fd, False, "opened"
-        self._log.info("the audit log goes on in a new file: {path}, head {head}", path=self._path, head=self._head)
         self._settle_if_possible()
 
     def close(self) -> None:
         """Write no more."""
+        self._settle_if_possible()
         os.close(self._fd)
         self._fd = -1
+        if self._missing:
+            self._log.warn("lines missing at the end of the audit log: {missing}", missing=self._missing)
         self._log.info("the audit log ends: {path}, head {head}", path=self._path, head=self._head)
+
+    def _go_on_in_a_new_file(self) -> None:
+        removed = not os.fstat(self._fd).st_nlink
+        fd = opened(self._path)
+        if os.fstat(fd).st_size:
+            os.close(fd)
+            raise ConfigError(f"{self._path}: here is another file now, which is not empty (:audit_log:)")
+        os.close(self._fd)
+        self._fd, self._unfinished, self._notice = fd, False, "opened"
+        if removed:
+            self._log.warn("the file of the audit log was removed: {path}", path=self._path)
+        self._log.info("the audit log goes on in a new file: {path}, head {head}", path=self._path, head=self._head)
 
     def _is_in_place(self) -> bool:
         try:
@@ -148,10 +150,10 @@ class AuditLog:
             self._log.info("the audit log can be written again; lines missing in it: {missing}", missing=self._missing)
         self._notice, self._missing, self._damaged, self._trouble = None, 0, 0, ""
 
-    def _begin_trouble(self, error: OSError) -> None:
+    def _begin_trouble(self, error: OSError | ConfigError) -> None:
         self._notice = self._notice or "gap"
         if not self._trouble:
-            self._trouble = error.strerror or type(error).__name__
+            self._trouble = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self._log.warn(
                 "the audit log cannot be written ({reason}): until it can be, {consequence}",
                 reason=self._trouble,
@@ -190,76 +192,3 @@ def _refusal() -> AuditError:
         "The audit log cannot be written, and without it nothing is decided here (:audit_required:);"
         " whoever runs this service has to look after it"
     )
-
-
-def _opened(path: Path) -> int:
-    """Open a file, or create it, and lock it. Raises ConfigError."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    try:
-        fd = os.open(path, flags, _MODE)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: the audit log (:audit_log:) cannot be opened ({error.strerror}); a regular file, and no link, is"
-            " expected, in a folder where the service's user can write"
-        ) from None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ConfigError(f"{path}: the audit log (:audit_log:) has to be a regular file")
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        problem = "another process writes it" if isinstance(error, BlockingIOError) else error.strerror
-        raise ConfigError(f"{path}: the audit log (:audit_log:) cannot be locked: {problem}") from None
-    except ConfigError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _end(fd: int) -> tuple[Head, int, bool] | None:
-    """Return the head of a file, how many lines at its end are damaged, and whether the last one is unfinished.
-
-    None if nothing at its end is a line of ours.
-    """
-    size = os.fstat(fd).st_size
-    tail = os.pread(fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
-    lines = tail.split(b"\n")
-    unfinished = lines[-1] != b""
-    if not unfinished:
-        lines.pop()
-    if size > TAIL_BYTES:
-        del lines[0]
-    for damaged, line in enumerate(reversed(lines)):
-        entry = read_line(line)
-        if entry is not None:
-            head = Head(entry.seq - 1).then(line)
-            for each in lines[len(lines) - damaged :]:
-                head = head.then_damaged(sha256(each).hexdigest())
-            return head, damaged, unfinished
-    return None
-
-
-def _end_of_rotated(path: Path) -> tuple[Head, int]:
-    """Return the head of the newest file that a log was renamed to, and how many lines at its end are damaged.
-
-    Compressed ones are passed over.
-    """
-    ends = [(Head(), 0)]
-    with contextlib.suppress(OSError):
-        for candidate in path.parent.iterdir():
-            if candidate.name.startswith((f"{path.name}-", f"{path.name}.")) and candidate.suffix not in _COMPRESSED:
-                end = _end_of(candidate)
-                if end is not None:
-                    ends.append(end[:2])
-    return max(ends, key=lambda end: end[0].seq)
-
-
-def _end_of(path: Path) -> tuple[Head, int, bool] | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        return _end(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else None
-    finally:
-        os.close(fd)

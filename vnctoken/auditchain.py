@@ -165,3 +165,6 @@ def _lines(stream: BufferedReader | gzip.GzipFile) -> Iterator[_Line]:
             text = piece.removesuffix(b"\n")
             digest.update(text)
         yield _Line(digest.hexdigest(), entry, ended=text != piece)
+        if text == piece:
+            # What the service adds at this moment is the rest of this line, and no line.
+            break

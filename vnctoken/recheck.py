@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -58,6 +58,7 @@ class Recheck:
         self._loop.clock = clock
         self._checking: Deferred[None] | None = None
         self._busy = False
+        self._revoking = DeferredLock()
         self._troubles: dict[str, type[VnctokenError]] = {}
 
     def start(self) -> None:
@@ -152,17 +153,27 @@ class Recheck:
             if problem:
                 doomed.setdefault(problem, []).append(token)
         for problem, dying in doomed.items():
-            count = await self._store.revoke(vm_id, frozenset(token.digest for token in dying))
-            if count:
-                for token in dying:
-                    note(self._audit, about(token, "revoked", problem))
-                self._log.info(
-                    "VM {vm_id}: {count} token(s) revoked ({fingerprints}): {problem!r}",
-                    vm_id=vm_id,
-                    count=count,
-                    fingerprints=", ".join(token.fingerprint for token in dying),
-                    problem=problem,
-                )
+            await self._revoke(vm_id, dying, problem)
+
+    async def _revoke(self, vm_id: int, doomed: Collection[LiveToken], problem: str) -> None:
+        await self._revoking.acquire()
+        try:
+            # Since they were listed, an event or a caller may have taken some back, which is written down already.
+            live = {token.digest for token in await self._store.live(vm_id)}
+            dying = [token for token in doomed if token.digest in live]
+            count = await self._store.revoke(vm_id, frozenset(token.digest for token in dying)) if dying else 0
+        finally:
+            self._revoking.release()
+        if count:
+            for token in dying:
+                note(self._audit, about(token, "revoked", problem))
+            self._log.info(
+                "VM {vm_id}: {count} token(s) revoked ({fingerprints}): {problem!r}",
+                vm_id=vm_id,
+                count=count,
+                fingerprints=", ".join(token.fingerprint for token in dying),
+                problem=problem,
+            )
 
     def _differs_by_host(self, vm: VirtualMachine, grant: Grant) -> bool:
         return self._rules.problem_of(vm, grant) != "" and not self._rules.problem_of(
