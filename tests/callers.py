@@ -25,10 +25,10 @@ def limits(**rules):
     return Limits(LimitRules(**rules), Register(), MemoryStore(), Clock(), lambda: 0)
 
 
-def admission(oned, **groups):
-    """Return what asks an oned as callers, 10 of whom may be wrong in a minute."""
+def admission(oned, within=None, **groups):
+    """Return what asks an oned as callers, 10 of whom may be wrong in a minute, `within` limits if there are any."""
     rules = GroupRules(oned, **{"restricted": (), "allowed": ()} | groups)
-    return Admission(oned, Guessing(Clock(), 10, 60), rules, limits())
+    return Admission(oned, Guessing(Clock(), 10, 60), rules, within or limits())
 
 
 def entrance(*doors, **more):

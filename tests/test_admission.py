@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from vnctoken.auth import Caller
 from vnctoken.auth.admission import Admission, GroupRules
 from vnctoken.auth.guessing import Guessing
-from vnctoken.errors import AuthenticationError, AuthorizationError, NoExistsError, OnedError
+from vnctoken.errors import AuthenticationError, AuthorizationError, LimitError, NoExistsError, OnedError
 from vnctoken.user import User
 
 ALICE = User(2, "alice", "core", enabled=True, group="users", groups=frozenset({1}), password="", token_password="")
@@ -144,6 +144,30 @@ def test_other_refusals_of_oned_cost_nothing(error):
     for _ in range(100):
         with pytest.raises(type(error)):
             result_of(vms.vm_info(caller("alice:secret"), 7))
+
+
+@pytest.mark.parametrize("error", [AuthorizationError("not yours"), NoExistsError("no such VM")])
+def test_who_asks_for_what_he_may_not_have_uses_up_his_own_calls_and_not_the_vms(error):
+    oned = MemoryOned(answer=error)
+    vms = admission(oned, limits(calls_per_user=(3, 60), calls_per_vm=(1, 60)))
+    for _ in range(3):
+        with pytest.raises(type(error)):
+            result_of(vms.vm_info(caller("alice:secret"), 7))
+    with pytest.raises(LimitError, match="of the user alice"):
+        result_of(vms.vm_info(caller("alice:secret"), 7))
+    oned.answer = "a VM"
+    assert result_of(vms.vm_info(caller("bob:secret"), 7)) == "a VM"
+
+
+@pytest.mark.parametrize("error", [WRONG, OnedError("down")])
+def test_a_call_whose_user_is_not_known_uses_up_nobodys(error):
+    oned = MemoryOned(answer=error)
+    vms = admission(oned, limits(calls_per_user=(1, 60)))
+    for _ in range(3):
+        with pytest.raises(type(error)):
+            result_of(vms.vm_info(caller("alice:guess"), 7))
+    oned.answer = "a VM"
+    assert result_of(vms.vm_info(caller("alice:secret"), 7)) == "a VM"
 
 
 def test_a_session_that_is_refused_when_its_groups_are_asked_for_costs_too():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
+from vnctoken.auth.entrance import user_name
 from vnctoken.countdowns import REMEMBERED, Countdowns, client_key, user_key
 
 
@@ -73,6 +74,11 @@ def test_addresses_of_different_clients_are_counted_apart(one, other):
 @pytest.mark.parametrize("spelt", ["ALICE", "%61lice", " alice ", "%41LICE", "alice%20"])
 def test_spellings_of_one_name_are_counted_together(spelt):
     assert user_key(spelt) == user_key("alice") != user_key("bob")
+
+
+@pytest.mark.parametrize("session", [" alice:secret", "alice :secret", "Alice\t:secret", "\xa0alice\u3000:secret"])
+def test_spellings_of_the_name_in_a_session_string_are_counted_together(session):
+    assert user_key(user_name(session)) == user_key("alice") != user_key(user_name("al ice:secret"))
 
 
 @given(st.text(max_size=200), st.text(max_size=200))

@@ -12,6 +12,7 @@ from test_consoles import CONSOLE_STATES, NOW, RUNNING, MemoryOned
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from vnctoken.auth.guessing import Guessing
 from vnctoken.auth.whois import REMEMBERED, SECONDS, Whois
 from vnctoken.consoles import Consoles, Terms
 from vnctoken.decisions import Decision
@@ -296,9 +297,12 @@ class Accounts:
     def __init__(self):
         self.asked = []
         self.error = None
+        self.slow = None
 
     async def user(self, session):
         self.asked.append(session)
+        if self.slow is not None:
+            await self.slow
         if self.error is not None:
             raise self.error
         return ALICE
@@ -306,7 +310,7 @@ class Accounts:
 
 def test_oned_is_asked_once_a_minute_who_the_owner_of_a_session_is():
     oned, clock = Accounts(), Clock()
-    known = Whois(oned, clock)
+    known = Whois(oned, Guessing(clock, 10, 60), clock)
     for _ in range(3):
         assert result_of(known.user(caller("alice:secret"))) is ALICE
     assert oned.asked == ["alice:secret"]
@@ -315,9 +319,30 @@ def test_oned_is_asked_once_a_minute_who_the_owner_of_a_session_is():
     assert len(oned.asked) == 2
 
 
+def test_calls_with_one_session_at_the_same_time_are_one_question():
+    oned = Accounts()
+    oned.slow = Deferred()
+    known = Whois(oned, Guessing(Clock(), 10, 60), Clock())
+    waiting = [Deferred.fromCoroutine(known.user(caller("alice:secret"))) for _ in range(20)]
+    oned.slow.callback(None)
+    assert [result_of(one) for one in waiting] == [ALICE] * 20
+    assert oned.asked == ["alice:secret"]
+
+
+def test_who_is_refused_before_oned_has_judged_him_has_no_more_guesses_than_others():
+    oned = Accounts()
+    known = Whois(oned, Guessing(Clock(), 10, 60), Clock())
+    oned.error = AuthenticationError("no")
+    for number in range(20):
+        assert result_of(known.user(caller(f"alice:{number}"))) is None
+    oned.error = None
+    assert result_of(known.user(caller("alice:secret"))) is None
+    assert len(oned.asked) == 10
+
+
 def test_an_account_that_oned_does_not_tell_is_asked_for_again():
     oned = Accounts()
-    known = Whois(oned, Clock())
+    known = Whois(oned, Guessing(Clock(), 10, 60), Clock())
     for error in (OnedError("down"), ActionError("no")):
         oned.error = error
         assert result_of(known.user(caller("alice:secret"))) is None
@@ -327,7 +352,7 @@ def test_an_account_that_oned_does_not_tell_is_asked_for_again():
 
 def test_so_many_sessions_are_remembered_and_no_more():
     oned = Accounts()
-    known = Whois(oned, Clock())
+    known = Whois(oned, Guessing(Clock(), 10, 60), Clock())
     for number in range(REMEMBERED + 1):
         result_of(known.user(caller(f"alice:{number}")))
     result_of(known.user(caller("alice:1")))

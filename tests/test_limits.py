@@ -15,7 +15,8 @@ from outcomes import result_of
 from twisted.internet.task import Clock
 
 from vnctoken import breaker
-from vnctoken.config import Config, Locations, Source, from_mapping
+from vnctoken.config import Config, Locations, from_mapping
+from vnctoken.configfile import Source
 from vnctoken.countdowns import MICROSECOND, REMEMBERED
 from vnctoken.decisions import UNAUDITED
 from vnctoken.errors import ErrorCode, LimitError, TokenStoreError
@@ -192,6 +193,22 @@ def test_strangers_use_up_nobodys_calls():
         world.limits.arrived("203.0.113.1")
         world.limits.check("203.0.113.1", "alice", 7)
     world.call()
+
+
+def test_a_user_whom_oned_refuses_has_made_a_call_and_the_vm_has_not_had_it():
+    world = World(calls_per_user=(3, 3600), calls_per_vm=(1, 3600))
+    for _ in range(2):
+        world.limits.check(HERE, "alice", 7)
+        world.limits.refused(HERE, "alice")
+    assert world.calls(5, HERE, "alice", 8) == 1
+    world.call(HERE, "bob", 7)
+
+
+def test_of_refused_calls_that_are_asked_at_once_no_more_count_than_there_was_room_for():
+    world = World(calls_per_user=(3, 60))
+    for _ in range(100):
+        world.limits.refused(HERE, "alice")
+    assert seconds_in(refused(world.call)) == 20
 
 
 def test_calls_that_are_asked_at_once_are_no_more_than_those_one_by_one():
@@ -414,7 +431,10 @@ def test_where_tokens_cannot_be_taken_back_they_count_until_they_end():
     world = World(tokens_per_user=1)
     world.watched.revocable = False
     world.issue(ttl=60)
-    assert seconds_in(refused(world.issue)) == 60
+    # Nor is anybody sent to one.vm.vncrevoke.
+    assert str(refused(world.issue)) == (
+        "Too many live tokens of the user alice (:tokens_per_user: 1); try again in 60 seconds"
+    )
     assert world.store.asked == []
     world.clock.advance(60)
     world.issue()

@@ -8,6 +8,7 @@ import xmlrpc.client
 
 import pytest
 from conftest import vnctoken_server
+from redisservers import redis_server
 
 ALICE, BOB, CAROL = "alice:secret", "bob:secret", "carol:secret"
 HERE, THERE, ELSEWHERE, PORTAL = "127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.99"
@@ -43,6 +44,15 @@ def call(service, vm_id, session=ALICE, client=HERE, **asked):
 def let_in(service, times, *args):
     """Return how many of some calls are let in."""
     return sum(call(service, *args)[0] for _ in range(times))
+
+
+def let_in_at_once(service, times, *args):
+    """Return how many of some calls in one request are let in."""
+    with xmlrpc.client.ServerProxy(service.url) as server:
+        calls = xmlrpc.client.MultiCall(server)
+        for _ in range(times):
+            calls.one.vm.vnctokenonly(*args)
+        return sum(success for success, _, _ in calls())
 
 
 def refusal(service, *args):
@@ -117,6 +127,17 @@ def test_a_token_whose_time_is_over_makes_room_when_it_was_told(tokens_limited):
     assert call(tokens_limited, BOBS, BOB, THERE, options={"ttl": 2})[0]
     wait_as_told(refusal(tokens_limited, BOBS, BOB, THERE))
     assert call(tokens_limited, BOBS, BOB, THERE)[0]
+
+
+def test_calls_that_come_at_once_get_no_more_tokens_than_there_is_room_for(tmp_path, cloud):
+    """With an audit log, oned is asked whose a session is before the token is issued; Redis takes its time for it."""
+    audited = f":audit_log: {tmp_path}/audit.log\n:tokens_per_user: 2\n"
+    with vnctoken_server(tmp_path / "one", cloud.url, audited) as service:
+        assert let_in_at_once(service, 8, ALICE, 0) == 2
+    with redis_server() as redis:
+        kept = f":token_store: redis\n:redis_servers: [127.0.0.1:{redis.port}]\n:tokens_per_user: 2\n"
+        with vnctoken_server(tmp_path / "other", cloud.url, kept) as service:
+            assert let_in_at_once(service, 8, ALICE, 0) == 2
 
 
 def test_tokens_are_counted_for_the_address_that_asks_for_them_unless_it_is_a_portals(tokens_limited):

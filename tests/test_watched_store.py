@@ -5,11 +5,11 @@ from memory import MemoryStore
 from outcomes import result_of
 from redisservers import eventually, redis_server, redis_store, waited
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from vnctoken.errors import AuditError, ConfigError, TokenStoreError
+from vnctoken.errors import AuditError, ConfigError, LimitError, TokenStoreError
 from vnctoken.limits import LimitRules, Limits
 from vnctoken.tokens import Grant, digest, fingerprint
 from vnctoken.tokens.folder import TokenFolder
@@ -252,6 +252,42 @@ def test_who_asks_for_a_vms_tokens_puts_the_register_right(world):
     theirs = world.by_another()
     assert len(result_of(world.store.live(7))) == 2
     assert world.known == digests(stays, theirs)
+
+
+@pytest.mark.parametrize("limit", ["tokens_per_user", "tokens_per_client", "tokens_total"])
+def test_tokens_that_are_being_issued_take_their_room_and_give_it_back_if_they_are_not(world, limit):
+    limits = Limits(LimitRules(**{limit: 2}), world.register, world.store, world.clock, world.now)
+    world.inner.slow = True
+    first, second = (Deferred.fromCoroutine(world.store.issue(world.grant(ttl=ttl))) for ttl in (60, 90))
+    with pytest.raises(LimitError, match="; try again in 60 seconds;"):
+        result_of(limits.room(HERE, "ALICE"))
+    world.inner.waiting[0].callback(None)
+    result_of(first)
+    world.inner.slow = False
+    with pytest.raises(LimitError, match="; try again in 60 seconds;"):
+        result_of(limits.room(HERE, "ALICE"))
+    world.inner.waiting[1].errback(TokenStoreError("away"))
+    with pytest.raises(TokenStoreError):
+        result_of(second)
+    result_of(limits.room(HERE, "ALICE"))
+    world.issue(ttl=90)
+    with pytest.raises(LimitError, match="; try again in 60 seconds;"):
+        result_of(limits.room(HERE, "ALICE"))
+
+
+def test_a_token_that_is_being_issued_takes_nobody_elses_room(world):
+    rules = LimitRules(tokens_per_user=1, tokens_per_client=1)
+    limits = Limits(rules, world.register, world.store, world.clock, world.now)
+    world.inner.slow = True
+    for user, caller in (("alice", HERE), ("", "")):
+        coming = Deferred.fromCoroutine(world.store.issue(world.grant(user=user, caller=caller)))
+        result_of(limits.room("192.0.2.2", "bob"))
+        result_of(limits.room("", ""))
+        assert (len(world.register), len(world.register.coming)) == (0, 1)
+        coming.cancel()
+        with pytest.raises(CancelledError):
+            result_of(coming)
+        assert not world.register.coming
 
 
 def test_a_token_that_is_issued_while_the_store_answers_stays_known(world):

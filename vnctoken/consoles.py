@@ -106,12 +106,13 @@ class Consoles:
             )
         vm = await self._admission.vm_info(caller, vm_id)
         host, port = self._rules.target(vm)
-        await self._limits.room(caller.client, caller.user)
         user = await self._whois(caller)
         try:
             await self._make_room(vm_id, host, port)
         except TokenStoreError as error:
             raise TokenStoreError(f"Cannot create VNC proxy token. {error}") from error
+        # Nothing waits from here to the issue: calls that come at once find the room that others have left.
+        await self._limits.room(caller.client, caller.user)
         ttl = self._terms.ttl if options.ttl is None else min(options.ttl, self._terms.ttl_max)
         grant = Grant(
             vm_id, host, port, self._now(), ttl, caller.user, options.single_use, options.client, caller.client

@@ -67,7 +67,8 @@ def name_digest(name: str) -> bytes:
 
 
 def _key_of(name: str) -> bytes:
-    return name_digest(" ".join(unquote(name).casefold().split())) if name else b""
+    # The name in a session string comes as a log line has it: with a ? for each space.
+    return name_digest(" ".join(unquote(name).replace("?", " ").casefold().split())) if name else b""
 
 
 _key_of_usual = lru_cache(REMEMBERED)(_key_of)

@@ -1,7 +1,7 @@
 """How much anybody may have of the service: calls in a time, and live tokens.
 
 Calls are counted in token buckets: so many at once, and one more with every so many seconds. A call counts for its
-address and in all when it arrives; for its user and its VM once oned has admitted it, or anybody could use up the
+address and in all when it arrives; for its user and its VM once oned has judged it, or anybody could use up the
 calls of a user whose name he knows.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import islice
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from vnctoken.accessvalues import Network
     from vnctoken.config import Config
-    from vnctoken.tokens import LiveToken, TokenStore
+    from vnctoken.tokens import Grant, LiveToken, TokenStore
     from vnctoken.tokens.register import Register
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -111,10 +112,18 @@ class Limits:
         self._users.take(user, self._rate_of_user(client))
         self._vms.take(str(vm_id), self.rules.calls_per_vm)
 
+    def refused(self, client: str, user: str) -> None:
+        """Count a call that oned has refused a user whom it knows: for him alone, as the VM may not be his."""
+        rate = self._rate_of_user(client)
+        # Of calls that were all asked at once, no more count than there was room for.
+        with suppress(LimitError):
+            self._users.check(user, rate)
+            self._users.take(user, rate)
+
     async def room(self, client: str, user: str) -> None:
         """Raise LimitError if the user, the address or all together have as many live tokens as they may.
 
-        Calls that are under way at the same time find the same room.
+        A token takes its room as soon as the store is asked for it; calls that are not so far yet find the same room.
         """
         rules = self.rules
         if not rules.exempts(client):
@@ -133,21 +142,36 @@ class Limits:
         if end > self._now() + MICROSECOND:
             setting = "tokens_total" if kind == "total" else f"tokens_per_{kind}"
             when = "none of them ends by itself" if end == inf else f"try again in {_seconds(end - self._now())}"
+            way_out = "; one.vm.vncrevoke takes tokens back" if self._store.revocable else ""
             raise LimitError(
-                f"Too many live tokens {_whose(kind, name)} (:{setting}: {most}); {when}; one.vm.vncrevoke takes"
-                " tokens back",
+                f"Too many live tokens {_whose(kind, name)} (:{setting}: {most}); {when}{way_out}",
                 kind,
             )
 
     def _has_room(self, kind: str, name: str, most: int) -> float:
         """Return the second of the epoch from which on one more token has room; 0 if it has, infinite for never."""
-        if self._count(kind, name) < most:
+        coming = self._coming(kind, name)
+        count = self._count(kind, name) + len(coming)
+        if count < most:
             return 0.0
         if kind == "total":
-            return self._register.next_expiries(len(self._register) - most + 1)[-1]
-        counted = (live for live in self._tokens(kind, name) if not self.rules.exempts(live.grant.caller))
-        ends = sorted(live.grant.expires or inf for live in counted)
+            too_many = count - most + 1
+            ends = self._register.next_expiries(too_many) + [grant.expires or inf for grant in coming]
+            return sorted(ends)[too_many - 1]
+        grants = [live.grant for live in self._tokens(kind, name)] + coming
+        ends = sorted(grant.expires or inf for grant in grants if not self.rules.exempts(grant.caller))
         return ends[len(ends) - most] if len(ends) >= most else 0.0
+
+    def _coming(self, kind: str, name: str) -> list[Grant]:
+        match kind:
+            case "user":
+                key = user_key(name)
+                return [grant for grant in self._register.coming if grant.user and user_key(grant.user) == key]
+            case "client":
+                key = client_key(name)
+                return [grant for grant in self._register.coming if grant.caller and client_key(grant.caller) == key]
+            case _:
+                return [*self._register.coming]
 
     def _count(self, kind: str, name: str) -> int:
         match kind:

@@ -99,7 +99,7 @@ def make_works(config: Config, lasting: Lasting, before: Works | None = None) ->
     entrance = Entrance(doors, guessing, sessions=OPENNEBULA in config.auth, strict=bool(config.trusted_proxies))
     groups = GroupRules(oned, restricted=config.restricted_groups, allowed=config.allowed_groups)
     presence = None if login is None else Presence(oned, login.session, rules)
-    whois = nobody if config.audit_log is None else Whois(oned, reactor).user
+    whois = nobody if config.audit_log is None else Whois(oned, guessing, reactor).user
     consoles = Consoles(
         Admission(oned, guessing, groups, lasting.limits),
         lasting.store,

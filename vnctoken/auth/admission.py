@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vnctoken.auth import OPENNEBULA
-from vnctoken.errors import AuthorizationError
+from vnctoken.errors import AuthorizationError, NoExistsError
 from vnctoken.sharing import Sharing
 
 if TYPE_CHECKING:
@@ -35,8 +35,12 @@ class Admission:
         the caller is a VM and this is another one.
         """
         self._limits.check(caller.client, caller.user, vm_id)
-        vm = await self._judged(caller, vm_id)
         # Counted for who he has proved to be only: a stranger who uses a name takes nothing away from its owner.
+        try:
+            vm = await self._judged(caller, vm_id)
+        except (AuthorizationError, NoExistsError):
+            self._limits.refused(caller.client, caller.user)
+            raise
         self._limits.admitted(caller.client, caller.user, vm_id)
         return vm
 

@@ -6,12 +6,17 @@ import hashlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from vnctoken.auth import OPENNEBULA
 from vnctoken.errors import VnctokenError
+from vnctoken.sharing import Sharing
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from twisted.internet.interfaces import IReactorTime
 
     from vnctoken.auth import Caller
+    from vnctoken.auth.guessing import Guessing
     from vnctoken.oned import Oned
     from vnctoken.user import User
 
@@ -23,21 +28,26 @@ SECONDS = 60.0
 
 
 class Whois:
-    """Asks oned for the accounts of callers, once a minute for each session."""
+    """Asks oned for the accounts of callers, once a minute for each session.
 
-    def __init__(self, oned: Oned, clock: IReactorTime) -> None:
+    The session of a caller who was refused before oned has judged it is a guess as any other, and counts as one.
+    """
+
+    def __init__(self, oned: Oned, guessing: Guessing, clock: IReactorTime) -> None:
         self._oned = oned
+        self._guessing = guessing
         self._clock = clock
         self._known: OrderedDict[bytes, tuple[float, User]] = OrderedDict()
+        self._questions: Sharing[bytes, User] = Sharing()
 
     async def user(self, caller: Caller) -> User | None:
-        """Return the account of a caller whom oned has accepted; None if oned does not tell it now."""
+        """Return the account of a caller; None if oned does not tell it now, or not to him."""
         key = hashlib.blake2b(caller.session.encode(errors="surrogatepass"), digest_size=16).digest()
         until, user = self._known.get(key, (0.0, None))
         if user is not None and self._clock.seconds() < until:
             return user
         try:
-            user = await self._oned.user(caller.session)
+            user = await self._judged(caller, key)
         except VnctokenError:
             return None
         self._known.pop(key, None)
@@ -45,6 +55,14 @@ class Whois:
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return user
+
+    async def _judged(self, caller: Caller, key: bytes) -> User:
+        def ask() -> Awaitable[User]:
+            return self._questions.share(key, lambda: self._oned.user(caller.session))
+
+        if caller.door != OPENNEBULA:
+            return await ask()
+        return await self._guessing.judged(caller.client, caller.user, ask)
 
 
 async def nobody(_caller: Caller) -> User | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from heapq import heapify, heappop, heappush, nsmallest
 from math import inf
 from typing import TYPE_CHECKING, TypeVar
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 from vnctoken.countdowns import client_key, user_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
-    from vnctoken.tokens import LiveToken
+    from vnctoken.tokens import Grant, LiveToken
 
     _Key = TypeVar("_Key")
     _Otherwise = TypeVar("_Otherwise")
@@ -35,6 +36,7 @@ class Register:
         self._added = 0
         self._ends: list[_Entry] = []
         self._begins: list[_Entry] = []
+        self._coming: dict[object, Grant] = {}
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -42,6 +44,21 @@ class Register:
     def __iter__(self) -> Iterator[LiveToken]:
         """Return the tokens, in the order in which they became known."""
         return iter(self._tokens.values())
+
+    @property
+    def coming(self) -> Collection[Grant]:
+        """What is being issued: it counts as no live token yet."""
+        return self._coming.values()
+
+    @contextmanager
+    def expecting(self, grant: Grant) -> Iterator[None]:
+        """Have a grant be `coming` for the time of a block."""
+        issue = object()
+        self._coming[issue] = grant
+        try:
+            yield
+        finally:
+            del self._coming[issue]
 
     @property
     def vm_ids(self) -> frozenset[int]:

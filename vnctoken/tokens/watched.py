@@ -147,8 +147,9 @@ class WatchedStore:
             self._measures.spent("store", self._clock.seconds() - began)
 
     async def _issue(self, grant: Grant) -> str:
-        token = await self._store.issue(grant)
-        self._register.add(LiveToken(digest(token), grant))
+        with self._register.expecting(grant):
+            token = await self._store.issue(grant)
+            self._register.add(LiveToken(digest(token), grant))
         self._wake()
         if self.revocable and self._register.count_of_vm(grant.vm_id) > self._tokens_per_vm:
             await self._note_dropped(grant.vm_id)
