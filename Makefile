@@ -98,6 +98,8 @@ UNITS     = vnctoken.service vnctoken.socket vnctoken-websockify.service
 MANPAGES  = vnctoken.1 vnctoken-server.conf.5 vnctoken-server.8
 # The environment grows beside the one in use and takes its place when it is complete.
 GROWING   = $(abspath $(DESTDIR)$(VENVDIR)).new
+# Folders that are missing, for everybody whatever the umask is; `install -d` would open one that is there, as /etc/one.
+folders   = set -e; for folder in $(1); do [ -d "$$folder" ] || install -d "$$folder"; done
 
 install: install-environment install-files
 
@@ -106,6 +108,7 @@ install-places:
 	@case "$${PREFIX-/usr}" in [!/]*|*[!A-Za-z0-9/._+-]*|'') echo 'PREFIX: an absolute path, letters, digits and /._+- only' >&2; exit 1;; esac
 
 install-environment: install-places
+	$(call folders,'$(DESTDIR)$(dir $(VENVDIR))')
 	rm -rf '$(GROWING)'
 	$(PYTHON) -m venv '$(GROWING)'
 # From a copy: setuptools leaves build/ and *.egg-info in the tree it builds.
@@ -122,14 +125,14 @@ install-environment: install-places
 	chmod -R u=rwX,go=rX '$(GROWING)'
 	rm -rf '$(DESTDIR)$(VENVDIR)'
 	mv '$(GROWING)' '$(DESTDIR)$(VENVDIR)'
-	@case $$(readlink -f '$(DESTDIR)$(VENVDIR)/bin/python') in "$$HOME"/*|/home/*) \
+	@case $$(readlink -f '$(DESTDIR)$(VENVDIR)/bin/python') in "$${HOME:-/home}"/*|/home/*) \
 	    echo 'The service cannot run a Python in a home directory: make install PYTHON=/usr/bin/python3' >&2;; \
 	esac
 
 install-files: install-places
-	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(SHAREDIR)/one' \
+	$(call folders,'$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SHAREDIR)/nginx' '$(DESTDIR)$(SHAREDIR)/one' \
 	    '$(DESTDIR)$(DOCDIR)/docs' '$(DESTDIR)$(BASHDIR)' '$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(dir $(CONF))' \
-	    '$(DESTDIR)$(dir $(LOGROTATE))' $(foreach page,$(MANPAGES),'$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))')
+	    '$(DESTDIR)$(dir $(LOGROTATE))' $(foreach page,$(MANPAGES),'$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))'))
 # -I: neither the current directory nor PYTHON* variables have a say in what runs.
 	set -e; for command in vnctoken:client.command vnctoken-server:server vnctoken-websockify:proxy; do \
 	    file='$(DESTDIR)$(PREFIX)'/bin/$${command%:*}; \
@@ -143,7 +146,7 @@ install-files: install-places
 	    chmod 0644 "$$file"; \
 	done
 # Not in a package: with this link Sunstone starts the service even after `systemctl disable`.
-	$(if $(PACKAGE),,install -d '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants')
+	$(if $(PACKAGE),,$(call folders,'$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants'))
 	$(if $(PACKAGE),,ln -sfn ../vnctoken.service '$(DESTDIR)$(UNITDIR)/opennebula-sunstone.service.wants/vnctoken.service')
 	install -m 0644 nginx/*.conf '$(DESTDIR)$(SHAREDIR)/nginx'
 	install -m 0644 etc/one/tproxy-vnctoken.yaml etc/one/secgroup-vnctoken.tmpl '$(DESTDIR)$(SHAREDIR)/one'
@@ -205,11 +208,13 @@ uninstall:
 # Packages are built from the sdist, and by `make install`. Their Python is one of the distribution's, as they depend on
 # its package; PYTHON may be another one.
 DISTDIR        ?= dist
+# Not abspath, which takes a space for the end of a name.
+DIST            = $(if $(filter /%,$(firstword $(DISTDIR))),,$(CURDIR)/)$(DISTDIR)
 PACKAGE_PYTHON ?= $(realpath /usr/bin/python3)
 VERSION         = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' vnctoken/__init__.py)
 # To dpkg and rpm, what comes before a version has a "~".
 PACKAGE_VERSION = $(shell echo '$(VERSION)' | sed -E 's/\.?(a|b|rc|dev)([0-9]+)$$/~\1\2/')
-SDIST           = $(abspath $(DISTDIR))/vnctoken-$(VERSION).tar.gz
+SDIST           = $(DIST)/vnctoken-$(VERSION).tar.gz
 TREE            = CHANGELOG.md LICENSE MANIFEST.in Makefile README.md pyproject.toml setup.cfg benchmarks completion docs \
                   etc logrotate nginx packaging systemd tests twisted vnctoken
 
@@ -220,7 +225,7 @@ dist:
 	mkdir "$$tree/vnctoken"; cp -R $(TREE) "$$tree/vnctoken"; \
 	$(PYTHON) -m venv "$$tree/venv"; \
 	"$$tree/venv/bin/pip" install --quiet --disable-pip-version-check build; \
-	"$$tree/venv/bin/python" -m build --outdir '$(abspath $(DISTDIR))' "$$tree/vnctoken" >"$$tree/log" 2>&1 || \
+	"$$tree/venv/bin/python" -m build --outdir '$(DIST)' "$$tree/vnctoken" >"$$tree/log" 2>&1 || \
 	    { cat "$$tree/log" >&2; exit 1; }
 
 # Without the variables that this make was given: they would have a say in what debian/rules and the spec give theirs. And
@@ -230,11 +235,12 @@ deb: dist
 	tar -xzf '$(SDIST)'; cd 'vnctoken-$(VERSION)'; mv packaging/debian .; \
 	sed -e 's/@VERSION@/$(PACKAGE_VERSION)/' -e "s/@DATE@/$$(date -R -r CHANGELOG.md)/" debian/changelog.in >debian/changelog; \
 	MAKEFLAGS= PYTHON='$(PACKAGE_PYTHON)' dpkg-buildpackage --build=binary --no-sign --no-check-builddeps; \
-	mv ../*.deb '$(abspath $(DISTDIR))'
+	mv ../*.deb '$(DIST)'
 
 rpm: dist
 	set -e; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
-	MAKEFLAGS= rpmbuild -bb --define "_topdir $$tree" --define '_sourcedir $(abspath $(DISTDIR))' \
+	cp '$(SDIST)' "$$tree"; \
+	MAKEFLAGS= rpmbuild -bb --define "_topdir $$tree" --define "_sourcedir $$tree" \
 	    --define 'python $(PACKAGE_PYTHON)' --define 'release_version $(VERSION)' \
 	    --define 'package_version $(PACKAGE_VERSION)' packaging/vnctoken.spec; \
-	mv "$$tree"/RPMS/*/*.rpm '$(abspath $(DISTDIR))'
+	mv "$$tree"/RPMS/*/*.rpm '$(DIST)'

@@ -181,6 +181,20 @@ def test_files_that_cannot_be_opened_anew_are_written_on(tmp_path, log, name):
     assert happened((tmp_path / "aside").read_text().splitlines()) == ["warn"]
 
 
+def test_files_that_the_disk_had_no_room_for_are_opened_anew_as_well(tmp_path):
+    for name in ("vnctoken.log", "vnctoken.error"):
+        (tmp_path / name).symlink_to("/dev/full")
+    log = Log(Config(log_folder=tmp_path), {})
+    logger_to(log).warn("lost")
+    for name in ("vnctoken.log", "vnctoken.error"):
+        (tmp_path / name).unlink()
+    log.reopen(Config(log_folder=tmp_path))
+    logger_to(log).warn("kept")
+    for name in ("vnctoken.log", "vnctoken.error"):
+        assert (tmp_path / name).read_text(encoding="utf-8").endswith(" WARN     kept\n")
+    log.close()
+
+
 def test_where_the_log_goes_does_not_change_while_the_service_runs(tmp_path, log):
     log.reopen(Config(log_folder=tmp_path, log_system="syslog"))
     emit(log, "warn")

@@ -53,7 +53,7 @@ def packages(tmp_path_factory):
     """Build them all, once."""
     program("dh")
     program("rpmbuild")
-    folder = tmp_path_factory.mktemp("packages") / "dist"
+    folder = tmp_path_factory.mktemp("packages") / "with a space"
     before = tree()
     done(program("make"), "-j2", "-C", ROOT, "deb", "rpm", f"DISTDIR={folder}", f"PYTHON={sys.executable}")
     assert tree() == before, "building leaves nothing in the source tree"

@@ -94,7 +94,8 @@ def complaints(one):
 def accepts(port):
     try:
         socket.create_connection(("127.0.0.1", port), START_SECONDS).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):
+        # The second, if the port closes while the kernel shakes hands.
         return False
     return True
 
@@ -445,6 +446,23 @@ def test_told_to_end_it_takes_no_more_calls_and_finishes_the_one_in_flight(tmp_p
         assert tokens_in(service.tokens / "one-0")[answer[1]["Token"]] == "dummy-host-1:5900"
         assert service.process.process.wait(START_SECONDS) == 0
         assert " code=0x0000 " in service.log.read_text()
+        assert complaints(service.one_location) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_again_while_it_finishes_a_call_it_finishes_it_and_nothing_is_logged(tmp_path, slow_oned, how):
+    with (
+        vnctoken_server(tmp_path / "one", slow_oned.url) as service,
+        call_in_flight(service, slow_oned) as portal,
+    ):
+        service.process.process.send_signal(how)
+        until(lambda: not accepts(service.port))
+        service.process.process.send_signal(signal.SIGTERM)
+        service.process.process.send_signal(signal.SIGINT)
+        slow_oned.answer()
+        ((answer,), _) = xmlrpc.client.loads(portal.getresponse().read())
+        assert answer[0] is True
+        assert service.process.process.wait(START_SECONDS) == 0
         assert complaints(service.one_location) == []
 
 

@@ -25,7 +25,7 @@ class Stage:
     destdir: Path
     prefix: Path
 
-    def make(self, target):
+    def make(self, target, **more):
         made = subprocess.run(
             [
                 *(program("make"), "-C", ROOT, target, f"PYTHON={sys.executable}"),
@@ -34,6 +34,7 @@ class Stage:
             capture_output=True,
             text=True,
             check=False,
+            **more,
         )
         assert made.returncode == 0, made.stdout + made.stderr
         return made.stdout + made.stderr
@@ -66,7 +67,10 @@ def prefix(tmp_path_factory):
 def installed(tmp_path_factory, prefix):
     before = tree()
     stage = Stage(tmp_path_factory.mktemp("stage") / "destdir", prefix)
-    stage.make("install")
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    said = stage.make("install", umask=0o077, env=environment)
+    at_home = Path(sys.executable).resolve().is_relative_to("/home")
+    assert ("home directory" in said) is at_home, "without HOME, what is not in /home is in no home"
     assert tree() == before, "installing leaves nothing in the source tree"
     return stage
 
@@ -123,7 +127,7 @@ def test_the_documents_links_to_each_other_lead_somewhere(installed):
 
 
 def test_what_was_installed_is_readable_whatever_the_umask_was(installed):
-    for path in installed.usr.rglob("*"):
+    for path in [installed.usr, *installed.usr.rglob("*")]:
         wanted = 0o555 if path.is_dir() else 0o444
         assert path.is_symlink() or path.stat().st_mode & wanted == wanted, path
 
@@ -219,6 +223,17 @@ def test_changed_configurations_survive_and_get_the_new_ones_beside_them(install
     for file in (*mine, *rotating):
         assert f"Kept {stage.destdir / file}, which has been changed\n" in said
     assert not (stage.usr / "lib" / "one").exists()
+
+
+def test_folders_that_are_there_stay_as_closed_as_they_are(tmp_path):
+    """OpenNebula's /etc/one is for root and oneadmin."""
+    stage = Stage(tmp_path / "front-end", Path("/usr"))
+    folders = [stage.destdir / "etc" / "one", stage.usr / "bin"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        folder.chmod(0o750)
+    stage.make("install-files")
+    assert [folder.stat().st_mode & 0o7777 for folder in folders] == [0o750, 0o750]
 
 
 def test_configurations_as_shipped_by_the_version_before_are_replaced(installed, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -65,7 +65,9 @@ class Log:
                 files = [opening.enter_context(_opened(config, name)) for name in ("vnctoken.log", "vnctoken.error")]
                 observe = to_files(config.debug_level, *files)
             before, self._files, self._observe = self._files, opening.pop_all(), observe
-            before.close()
+            # With an error it closes them too: lines that a full disk had no room for are still waiting in them.
+            with suppress(OSError):
+                before.close()
 
     def close(self) -> None:
         """Close the files."""

@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -108,6 +109,7 @@ def _run(options: argparse.Namespace) -> int:
         notifier.ready(lambda: reload.status)
         hangup.answer_by(lambda: reactor.callFromThread(reload.carry_out))
 
+    reactor.addSystemEventTrigger("before", "shutdown", _be_told_once)
     reactor.addSystemEventTrigger("before", "shutdown", notifier.stopping)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     # Only once the reactor runs are the signal handlers there: whoever reads the line may stop us at once.
@@ -123,6 +125,12 @@ def keep_steady_time(reactor: Any) -> None:
     Twisted's own is the time of day: set back an hour, it makes every timer an hour late.
     """
     reactor.seconds = time.monotonic
+
+
+def _be_told_once() -> None:
+    """Take no notice of further signals: at a second one to end Twisted logs a traceback."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _announce(url: str) -> None:
