@@ -192,7 +192,17 @@ def test_a_probe_that_goes_away_does_not_spoil_the_report_of_another(world):
     assert (second.status, world.asked) == (200, 1)
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/nothing"])
+def test_a_connection_has_one_answer_however_many_questions_come_at_once(world, path):
+    client = world.send(f"{path} HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50 + path)
+    assert client.received.count(b"HTTP/1.1 ") == 1
+    assert client.headers[b"Connection"] == b"close"
+    assert client.closed
+
+
 def test_there_are_at_most_so_many_connections():
     world = World(max_connections=2)
-    clients = [world.send("/healthz") for _ in range(3)]
+    world.waiting = Deferred()
+    clients = [world.send("/readyz") for _ in range(3)]
+    world.waiting.callback(None)
     assert [client.status for client in clients] == [200, 200, 503]
