@@ -6,17 +6,20 @@ import importlib.util
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from fuzz.engines import FOUND, by_chance, smaller
+from conftest import running
+from fuzz.engines import FOUND, being_tried, by_chance, smaller
 from fuzz.mutation import KINDS, Edit, edited
 from fuzz.target import CPU_SECONDS, MAX_BYTES, MEMORY_BYTES, SECRET, BoundError, Target, discreet, quiet_log
 from fuzz.targets import TARGETS
 from twisted.logger import Logger
+from webservers import until
 
 TESTS = Path(__file__).parent
 
@@ -72,6 +75,11 @@ def test_a_bug_is_found_and_its_input_made_as_small_as_can_be(tmp_path, capfd, s
     out, err = capfd.readouterr()
     assert "toy: FOUND b'<b>7', 4 bytes" in out
     assert "ValueError: seven in b" in err
+
+
+def test_what_would_end_the_program_as_if_all_were_well_is_found(tmp_path, capfd):
+    assert by_chance(Target("leaving", lambda _data: sys.exit(0), (b"abc",)), 60, tmp_path) == FOUND
+    assert "leaving: FOUND b''" in capfd.readouterr().out
 
 
 def test_where_there_is_nothing_nothing_is_found(tmp_path, capsys):
@@ -185,6 +193,20 @@ def test_each_target_is_tried_in_a_process_of_its_own(tmp_path):
     assert code == 0, output
     assert [line.split()[0] for line in output.splitlines()[1:]] == ["call", "key"]
     assert output.count("a second") == 2
+
+
+def test_an_input_that_kills_the_process_is_found_and_kept(tmp_path):
+    command = (sys.executable, "-m", "fuzz", "--engine", "chance", "--seconds", "60", "--folder", tmp_path, "key")
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    with running(*command, env={**os.environ, "PYTHONPATH": path}) as fuzzing:
+        trying = being_tried(tmp_path, "key")
+        until(lambda: trying.exists() and trying.stat().st_size)
+        pid = fuzzing.process.pid
+        os.kill(int(Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")), signal.SIGKILL)
+        fuzzing.wait_for("key: FOUND what ends the process")
+        assert fuzzing.process.wait(30) == 1
+    assert (tmp_path / "found" / "key").exists()
+    assert not trying.exists()
 
 
 def test_a_target_that_there_is_not_is_named_and_the_others_too(tmp_path):

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzz.engines import by_chance, with_atheris
+from fuzz.engines import being_tried, by_chance, with_atheris
 
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "fuzz"
 # Beyond its time an engine has what a last input may take, and what it takes to make a finding smaller.
@@ -55,6 +55,8 @@ def main(arguments=None):
 def _tried(name, engine, options):
     command = [sys.executable, "-m", "fuzz", "--here", "--engine", engine, "--seconds", str(options.seconds)]
     command += ["--folder", str(options.folder), name]
+    last = being_tried(options.folder, name)
+    last.unlink(missing_ok=True)
     # Some thousand files a second: in memory, where that is possible. The engines end without tidying up.
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         try:
@@ -74,6 +76,12 @@ def _tried(name, engine, options):
     if code or not summary:
         summary = [line for line in output.splitlines() if not line.startswith("INFO: Instrumenting ")]
         print("\n".join(summary), flush=True)
+        # Atheris has written down by itself what has killed it.
+        if last.exists():
+            found = options.folder / "found" / name
+            found.parent.mkdir(exist_ok=True)
+            last.replace(found)
+            print(f"{name}: FOUND what ends the process (exit code {code}), in {found}", flush=True)
     else:
         print(f"{name:14} {' '.join(summary[-1].removeprefix(f'{name}: ').split())}", flush=True)
     return code

@@ -27,15 +27,28 @@ _SMALLER_SECONDS = 20.0
 def by_chance(target: Target, seconds: float, folder: Path) -> int:
     """Try the seeds, and for so many seconds what chance makes of them; return the exit code."""
     words, random = vocabulary(target), Random()
+    last = being_tried(folder, target.name)
+    last.parent.mkdir(parents=True, exist_ok=True)
     tried, began = 0, time.monotonic()
-    while (so_far := time.monotonic() - began) < seconds or tried < len(target.seeds):
-        seed = target.seeds[tried % len(target.seeds)]
-        data = seed if tried < len(target.seeds) else changed(seed, words, random)
-        tried += 1
-        if (error := _failure(target, data)) is not None:
-            return _report(target, data, error, folder)
+    with last.open("wb", buffering=0) as file:
+        while (so_far := time.monotonic() - began) < seconds or tried < len(target.seeds):
+            seed = target.seeds[tried % len(target.seeds)]
+            data = seed if tried < len(target.seeds) else changed(seed, words, random)
+            tried += 1
+            file.seek(0)
+            file.write(data)
+            file.truncate()
+            if (error := _failure(target, data)) is not None:
+                last.unlink()
+                return _report(target, data, error, folder)
+    last.unlink()
     print(f"{target.name}: {tried} inputs, {tried / so_far:.0f} a second", flush=True)
     return 0
+
+
+def being_tried(folder: Path, name: str) -> Path:
+    """Return where the input is that `by_chance` tries now: what is left there has killed the process."""
+    return folder / "trying" / name
 
 
 def with_atheris(load: Callable[[], Target], seconds: float, folder: Path) -> None:
@@ -58,7 +71,7 @@ def with_atheris(load: Callable[[], Target], seconds: float, folder: Path) -> No
     def attempt(data: bytes) -> None:
         try:
             target.run(data)
-        except Exception as error:  # noqa: BLE001 (each is a finding)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (each is a finding)
             _report(target, data, error, folder)
             os._exit(FOUND)
 
@@ -71,7 +84,7 @@ def with_atheris(load: Callable[[], Target], seconds: float, folder: Path) -> No
     atheris.Fuzz()
 
 
-def _report(target: Target, data: bytes, error: Exception, folder: Path) -> int:
+def _report(target: Target, data: bytes, error: BaseException, folder: Path) -> int:
     """Write down the smallest input that fails in the same way, and say so; return the exit code."""
     smallest = smaller(data, lambda other: _alike(_failure(target, other), error))
     found = folder / "found" / target.name
@@ -82,19 +95,19 @@ def _report(target: Target, data: bytes, error: Exception, folder: Path) -> int:
     return FOUND
 
 
-def _failure(target: Target, data: bytes) -> Exception | None:
+def _failure(target: Target, data: bytes) -> BaseException | None:
     try:
         target.run(data)
-    except Exception as error:  # noqa: BLE001 (as above)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
         return error
     return None
 
 
-def _alike(one: Exception | None, other: Exception) -> bool:
+def _alike(one: BaseException | None, other: BaseException) -> bool:
     return one is not None and _place(one) == _place(other)
 
 
-def _place(error: Exception) -> tuple[type, str, int | None]:
+def _place(error: BaseException) -> tuple[type, str, int | None]:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return type(error), last.filename, last.lineno
 
