@@ -285,6 +285,28 @@ def test_a_soak_passes_where_nothing_grows_after_the_warm_up():
     assert growth(warming) == []
 
 
-@pytest.mark.parametrize("growing", [{"heap": 12.0}, {"descriptors": 4}, {"files": 4}])
+@pytest.mark.parametrize("growing", [{"heap": 4.0}, {"descriptors": 4}, {"files": 4}])
 def test_a_soak_fails_where_something_grows(growing):
     assert growth(looks(**growing)) != []
+
+
+def test_the_service_of_a_soak_gives_back_what_it_does_not_use():
+    held = (
+        "import gc, os, signal, sys\n"
+        "from faults.tidy import tidy\n"
+        "from faults.vitals import vitals\n"
+        "gc.disable()\n"
+        "signal.signal(signal.SIGUSR2, tidy)\n"
+        "kept = []\n"
+        "for _ in range(2000):\n"
+        "    cycle = [bytes(20000)]\n"
+        "    cycle.append(cycle)\n"
+        "    kept.append(bytes(600))\n"
+        "before = vitals(os.getpid()).heap\n"
+        "os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "print(before - vitals(os.getpid()).heap)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+    command = [sys.executable, "-c", held]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert float(done.stdout) > 20

@@ -142,9 +142,21 @@ class World:
 
 @contextlib.contextmanager
 def world(  # noqa: PLR0913 (what differs between the rows of the table)
-    folder, *, redis=False, environment=(), listening=None, settings="", homes=HOMES, events=False, kept=KEPT
+    folder,
+    *,
+    redis=False,
+    environment=(),
+    listening=None,
+    settings="",
+    homes=HOMES,
+    events=False,
+    kept=KEPT,
+    server="vnctoken.server",
 ):
-    """Run everything for the time of a block; `listening` is a socket that is handed over to the service."""
+    """Run everything for the time of a block.
+
+    `listening` is a socket that is handed over to the service, and `server` the module that is run as it.
+    """
     with contextlib.ExitStack() as stack:
         ports = stack.enter_context(screens(homes))
         pair = stack.enter_context(_redis(folder)) if redis else None
@@ -158,7 +170,7 @@ def world(  # noqa: PLR0913 (what differs between the rows of the table)
         if pair:
             settings += f":token_store: redis\n:redis_servers: [{HOST}:{pair.sentinel.port}]\n"
             settings += f":redis_sentinel: {MASTER}\n"
-        service = stack.enter_context(started(_service(folder, settings, environment, listening)))
+        service = stack.enter_context(started(_service(folder, settings, environment, listening, server)))
         made = World(folder, oned, service, None, port, oned_port, pair)
         websockify = stack.enter_context(_websockify(made, resolver if redis else None))
         if not redis:
@@ -185,7 +197,7 @@ def _oned(folder, port, ports, events, environment):
     return Program(python("faults.oned", *arguments), folder / "oned.log", ready="listens on", environment=environment)
 
 
-def _service(folder, settings, environment, listening):
+def _service(folder, settings, environment, listening, server):
     one = folder / "one"
     for path in (one / "etc", one / "var" / ".one"):
         path.mkdir(parents=True, exist_ok=True)
@@ -196,7 +208,7 @@ def _service(folder, settings, environment, listening):
     # Not into the folder that gets full.
     common += f":log:\n  :system: syslog\n{_LIMITS}"
     (one / "etc" / "vnctoken-server.conf").write_text(common + settings, encoding="utf-8")
-    command, descriptors = python("vnctoken.server"), ()
+    command, descriptors = python(server), ()
     if listening is not None:
         descriptors = (listening.fileno(),)
         command = [sys.executable, "-c", RUN_BY_SYSTEMD, listening.fileno(), *command]
