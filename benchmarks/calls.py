@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vnctoken.sandbox.calls import Answer
 from vnctoken.sandbox.cloud import demo_cloud
 from vnctoken.sandbox.programs import free_port, program, running, sandbox, vnctoken_server, wait_for
 from vnctoken.sandbox.rendering import guest_xml
@@ -159,7 +160,7 @@ def _candidates(options: argparse.Namespace, folder: Path, stack: contextlib.Exi
 def _nginx(folder: Path) -> Iterator[str]:
     guest = demo_cloud().guest(0)
     assert guest is not None
-    answer = xmlrpc.client.dumps(([True, guest_xml(guest), 0],), methodresponse=True)
+    answer = Answer(True, guest_xml(guest)).body.decode()
     port = free_port()
     quoted = answer.replace("\\", "\\\\").replace("'", "\\'")
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=port, answer=quoted), encoding="utf-8")

@@ -50,6 +50,16 @@ def test_texts_are_as_stored():
     assert (vm.graphics_type, vm.port, vm.listen, vm.password) == (" vnc ", " 05900 ", "", "a<&>b'c]]>ü")
 
 
+def test_of_elements_that_are_there_twice_the_first_one_counts():
+    graphics = (
+        "<GRAPHICS><TYPE>VNC</TYPE><TYPE>SPICE</TYPE><PORT>5900</PORT></GRAPHICS><GRAPHICS><PORT>22</PORT></GRAPHICS>"
+    )
+    vm = VirtualMachine.from_xml(
+        f"<VM><STATE>3</STATE><LCM_STATE>3</LCM_STATE><TEMPLATE>{graphics}</TEMPLATE><STATE>6</STATE><TEMPLATE/></VM>"
+    )
+    assert (vm.state, vm.graphics_type, vm.port) == (3, "VNC", "5900")
+
+
 def test_a_vm_without_graphics_has_empty_texts():
     vm = vm_of(graphics=None)
     assert (vm.graphics_type, vm.port, vm.listen, vm.password) == ("", "", "", "")

@@ -7,7 +7,7 @@ sends one a minute stays for ever); both are bounded here. Which paths and verbs
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -91,14 +91,10 @@ class BoundedRequest(http.Request):
     def process(self) -> None:
         """Ask the site's function for the answer, and deliver it."""
         self.setHeader(b"Date", http.datetimeToString())
-        answering = Deferred.fromCoroutine(self._answer())
+        answering = Deferred.fromCoroutine(self.channel.factory.handler(self))
         # The client that goes away takes its question with it.
         self.notifyFinish().addErrback(lambda _: answering.cancel())
         answering.addCallbacks(self._deliver, self._fail)
-
-    async def _answer(self) -> Answer:
-        answer: Answer = await self.channel.factory.handler(self)
-        return answer
 
     def _deliver(self, answer: Answer) -> None:
         if self.channel is None:
@@ -127,7 +123,7 @@ class BoundedRequest(http.Request):
         )
 
 
-Handler = Callable[[BoundedRequest], Awaitable[Answer]]
+Handler = Callable[[BoundedRequest], Coroutine[Deferred[Any], Any, Answer]]
 
 
 class _BoundedChannel(http.HTTPChannel):

@@ -189,8 +189,8 @@ class Oned:
             raise OnedError(f"too many calls are waiting for oned ({QUEUE_LENGTH}); try again in a moment")
         return await self._breaker.guard(lambda: self._in_time(request))
 
-    async def _in_time(self, request: bytes) -> bytes:
-        return await Deferred.fromCoroutine(self._in_turn(request)).addTimeout(self._timeout, self._clock, _late)
+    def _in_time(self, request: bytes) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(self._in_turn(request)).addTimeout(self._timeout, self._clock, _late)
 
     async def _in_turn(self, request: bytes) -> bytes:
         asked = self._clock.seconds()

@@ -12,7 +12,7 @@ import xmlrpc.client
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape, unescape
+from xml.sax.saxutils import escape
 
 from vnctoken.safexml import DocumentError, parse
 
@@ -139,7 +139,7 @@ _SUCCESS = re.compile(
     rb"<value>\s*<boolean>1</boolean>\s*</value>\s*<value>\s*<string>([^<]*)</string>\s*</value>\s*"
     rb"<value>\s*<i4>0</i4>\s*</value>\s*</data>\s*</array>\s*</value>\s*</param>\s*</params>\s*</methodResponse>\s*"
 )
-_ENTITIES = (b"&lt;", b"&gt;", b"&quot;", b"&apos;", b"&amp;")
+_ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"'"))
 # What is not XML, or is changed by reading it as XML: control characters, and the carriage return.
 _NOT_VERBATIM = bytes({*range(32)} - {*b"\t\n"})
 
@@ -150,19 +150,18 @@ def _text_of_success(document: bytes) -> str | None:
     if match is None:
         return None
     text = match[1]
-    if (
-        text.count(b"&") != sum(map(text.count, _ENTITIES))
-        or b"]]>" in text
-        or len(text.translate(None, _NOT_VERBATIM)) != len(text)
-    ):
+    if b">" in text or len(text.translate(None, _NOT_VERBATIM)) != len(text):
+        return None
+    for entity, character in _ENTITIES:
+        text = text.replace(entity, character)
+    # Any other entity is left over, beside those that stand for the ampersand itself.
+    if text.count(b"&") != text.count(b"&amp;"):
         return None
     try:
-        decoded = text.decode()
+        decoded = text.replace(b"&amp;", b"&").decode()
     except UnicodeDecodeError:
         return None
-    if "\ufffe" in decoded or "\uffff" in decoded:
-        return None
-    return unescape(decoded, {"&quot;": '"', "&apos;": "'"})
+    return None if "\ufffe" in decoded or "\uffff" in decoded else decoded
 
 
 # iterchildren() rather than find() and its paths: this is most of the work on a call, and half as dear.
