@@ -7,6 +7,7 @@ import pwd
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import xmlrpc.client
@@ -21,6 +22,8 @@ from conftest import ROOT, free_port, program, running, tokens_in, vnctoken_serv
 from jwcrypto.jwk import JWK
 from memory import MemoryStore
 from outcomes import result_of
+from test_admission import BOTH
+from test_admission import MemoryOned as KnownOned
 from test_consoles import RUNNING, MemoryOned, consoles_of
 from test_reverse_proxies import HASHED, LOGIN, LOGINS, SOCKETS
 from twisted.internet.task import Clock
@@ -204,6 +207,7 @@ def test_the_protocols_refusals_are_those_that_clients_get(service):
         "GRAPHICS/PORT is '22'": ("one.vm.vnctoken", 10),
         "The options single_use and client need a resolver": ("one.vm.vnctoken", 20, {"single_use": True}),
         "Unknown method 'x'": ("x",),
+        "Argument 2 is missing": ("one.vm.vnctoken",),
         "Argument 2, the VM id, must be": ("one.vm.vnctoken", True),
         "there is no option 'tll'": ("one.vm.vnctoken", 20, {"tll": 60}),
         "the option ttl must be": ("one.vm.vnctoken", 20, {"ttl": "60"}),
@@ -281,6 +285,13 @@ def test_the_protocol_says_how_a_vm_is_refused():
     guest = Caller("onegate", "alice", "alice:secret", "192.0.2.7", vm_id=0)
     with pytest.raises(AuthorizationError) as caught:
         result_of(admission(MemoryOned(RUNNING)).vm_info(guest, 9))
+    assert (caught.value.code, str(caught.value)) in refusals()
+
+
+def test_the_protocol_says_what_somebody_gets_whose_groups_oned_does_not_name():
+    oned = KnownOned(BOTH, names={1: "users"})
+    with pytest.raises(AuthorizationError) as caught:
+        result_of(admission(oned, restricted=["guests"]).vm_info(caller("alice:secret"), 7))
     assert (caught.value.code, str(caught.value)) in refusals()
 
 
@@ -495,9 +506,97 @@ def test_every_link_to_a_document_leads_there(path):
             assert anchor in {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
+def test_folders_of_the_installation_that_documents_name_are_in_the_operators_list():
+    named = {
+        folder
+        for path in DOCUMENTS
+        for folder in re.findall(r"/usr/share/vnctoken/\w+/", path.read_text(encoding="utf-8"))
+    }
+    assert named == {path for cell, _ in rows(OPERATIONS, "What is where") for path in cell.split("`") if path in named}
+
+
+def diagnosed(text):
+    """Tell whether docs/operations.md has a row for what the log, an answer or the command says."""
+    shown = [re.findall("`([^`]+)`", cell) for cell, _, _ in rows_as_written(OPERATIONS, "When something is wrong")]
+    return any(
+        re.search(".*".join(map(re.escape, message.split("..."))), text)
+        for messages in shown
+        for message in messages
+        if " " in message
+    )
+
+
+def rows_as_written(document, heading):
+    table = document.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [line.strip("|").split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
+
+
+@pytest.mark.parametrize("setting", [":port:", ":monitor_listen:"])
+def test_the_operators_table_and_the_exit_codes_have_a_port_that_is_taken(setting, tmp_path, cloud):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = {":port:": 0, ":one_xmlrpc:": cloud.url, ":monitor_listen:": "none"}
+        settings[setting] = port if setting == ":port:" else f"127.0.0.1:{port}"
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "var").mkdir()
+        (tmp_path / "etc" / "vnctoken-server.conf").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "vnctoken.server"],
+            env={**os.environ, "ONE_LOCATION": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert diagnosed(done.stderr), done.stderr
+    (meaning,) = (meaning for code, meaning in rows(OPERATIONS, "The command") if code == str(done.returncode))
+    assert f"`{setting}`" in meaning
+
+
+def test_the_operators_table_has_the_limits(tmp_path, cloud):
+    settings = ":calls_per_user: 2/min\n:tokens_per_user: 1\n:max_connections: 1"
+    with vnctoken_server(tmp_path, cloud.url, settings) as service:
+        with xmlrpc.client.ServerProxy(service.url) as portal:
+            told = [portal.one.vm.vnctoken("alice:secret", 0)[1] for _ in range(3)][1:]
+            assert len(set(told)) == 2
+            with pytest.raises(xmlrpc.client.ProtocolError) as caught:
+                refused(service.url, "alice:secret")
+        assert caught.value.errcode == 503
+        told += [line for line in service.log.read_text().splitlines() if ":max_connections:" in line]
+    assert len(told) == 3
+    for text in told:
+        assert diagnosed(text), text
+
+
+def test_the_configuration_file_says_what_a_client_too_many_gets():
+    text = (ROOT / "etc" / "one" / "vnctoken-server.conf").read_text(encoding="utf-8")
+    (comment,) = re.findall(r"# (Clients connected.*)\n#:max_connections:", text)
+    assert "503" in comment
+
+
+def test_the_rubys_unit_that_is_taken_away_as_documented_leaves_ours_in_effect(tmp_path):
+    """Systemd takes a unit in /etc before one of the same name in /usr/lib."""
+    systemctl = program("systemctl")
+    old, ours = tmp_path / "etc/systemd/system", tmp_path / "usr/lib/systemd/system"
+    (old / "opennebula-sunstone.service.wants").mkdir(parents=True)
+    ours.mkdir(parents=True)
+    shutil.copy(ROOT / "systemd" / "vnctoken.service", ours)
+    (old / "vnctoken.service").write_text("[Service]\nExecStart=/usr/bin/ruby\n", encoding="utf-8")
+    (old / "opennebula-sunstone.service.wants" / "vnctoken.service").symlink_to("../vnctoken.service")
+    (commands,) = (text for text in snippets(README, "sh") if "disable" in text and "rm -f" in text)
+    (command,) = (line for line in commands.splitlines() if line.startswith("rm"))
+    subprocess.run(["sh", "-ec", command.replace(" /etc", f" {tmp_path}/etc")], check=True, timeout=60)
+    done = subprocess.run(
+        [systemctl, f"--root={tmp_path}", "enable", "vnctoken"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "/usr/lib/systemd/system/vnctoken.service" in done.stdout + done.stderr
+    assert {path.resolve().parent for path in old.glob("*/vnctoken.service")} <= {Path("/usr/lib/systemd/system"), ours}
+
+
 def test_the_doctors_checks_are_the_documented_ones():
     shown = next(text for text in snippets(OPERATIONS, "console") if "--doctor" in text)
     assert [line.split()[1] for line in shown.splitlines()[1:]] == list(NAMES)
+    assert f"oned accepts the server login in {Config().server_login}\n" in shown
 
 
 def test_the_operations_commands_options_are_the_programs():
