@@ -127,6 +127,22 @@ def test_each_token_that_is_revoked_is_a_line():
     ]
 
 
+class OthersAreQuicker(MemoryStore):
+    """A store whose tokens somebody else takes back, and writes down, between the look and the attempt."""
+
+    async def revoke(self, vm_id, digests=None):
+        await super().revoke(vm_id, digests)
+        return 0
+
+
+def test_tokens_that_somebody_else_has_taken_back_meanwhile_are_no_lines_of_ours():
+    world = World(store=OthersAreQuicker())
+    world.call("one.vm.vnctoken", "alice:secret", 6)
+    world.call("one.vm.vnctoken", "alice:secret", 7)
+    assert world.call("one.vm.vncrevoke", "alice:secret", 7) == [True, 0, 0]
+    assert [decision.event for decision in world.audit.decisions] == ["issued", "issued"]
+
+
 def test_a_token_that_cannot_be_written_down_is_not_given_out():
     world = World()
     world.audit.full = True
@@ -194,10 +210,15 @@ def test_a_call_that_the_client_gives_up_is_over():
     assert world.audit.decisions == []
 
 
-def test_a_bug_is_counted_as_one():
+def test_a_bug_is_counted_as_one_and_is_a_line():
     world = World(ZeroDivisionError())
     assert world.call("one.vm.vnctoken", "alice:secret", 7)[1] == "internal error"
     assert world.measures.of("refused") == [["bug"]]
+    (refused,) = world.audit.decisions
+    assert (refused.event, refused.user, refused.vm_id, refused.code, refused.reason) == (
+        *("refused", "alice", 7),
+        *(0x2000, "bug"),
+    )
 
 
 # The resolver.

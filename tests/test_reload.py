@@ -116,6 +116,21 @@ def test_warnings_of_the_configuration_are_logged():
     assert world.hang_up()[0] == ("warn", "f: :prot: is not a key")
 
 
+def test_what_is_changed_back_before_the_restart_has_not_changed():
+    world = World()
+    world.found, world.waiting = Config(port=1, token_ttl=77), [":port:"]
+    world.hang_up()
+    world.found, world.waiting = Config(), []
+    assert world.hang_up() == [("info", "the configuration was reloaded; changed: :token_ttl:")]
+
+
+def test_the_audit_log_is_opened_anew_even_if_the_log_cannot_be():
+    world = World()
+    world.problems["log.reopen"] = ConfigError("/var/log/one/vnctoken.log cannot be written")
+    world.hang_up()
+    assert names(world) == ["reloading", "log.reopen", "service.reopen", "reloaded"]
+
+
 @pytest.mark.parametrize("step", ["read", "service.reload", "log.reopen"])
 def test_a_configuration_that_cannot_be_used_is_an_error_in_the_log_and_in_the_status(step):
     world = World()
@@ -241,6 +256,20 @@ def test_with_a_wrong_configuration_the_one_before_stays_in_use(service):
     assert f" ERROR    {file}: :token_ttl: is 'nope', but " in line
     assert line.endswith("; what was read before stays in use")
     assert ask(service)[2] == 0x0200
+
+
+def test_a_configuration_that_is_gone_lets_nobody_in_who_was_kept_out(service):
+    configure(service, OFF)
+    hang_up(service)
+    file = service.one_location / "etc" / "vnctoken-server.conf"
+    aside = file.rename(file.with_name("aside"))
+    expected = "there is no such file; a configuration file in YAML is expected; what was read before stays in use"
+    assert hang_up(service).endswith(f" ERROR    {file}: {expected}")
+    assert ask(service)[2] == 0x0200
+    aside.rename(file)
+    configure(service, "")
+    hang_up(service)
+    assert ask(service)[2] == 0
 
 
 def test_what_takes_a_restart_is_named_and_what_does_not_counts_at_once(service):

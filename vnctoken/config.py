@@ -183,6 +183,11 @@ class Locations:
         return cls(etc=Path("/etc/one"), var=Path("/var/lib/one"), log=Path("/var/log/one"))
 
 
+def usual_file(environment: Mapping[str, str]) -> Path:
+    """Return where our configuration file is, unless another one is named."""
+    return Locations.from_environment(environment).etc / "vnctoken-server.conf"
+
+
 def load(
     environment: Mapping[str, str], config_file: str | None = None, sunstone_file: str | None = None
 ) -> tuple[Config, list[str]]:
@@ -193,7 +198,7 @@ def load(
     """
     at = Locations.from_environment(environment)
     sunstone = read_sunstones(sunstone_file, at.etc / "sunstone-server.conf")
-    ours = read_ours(config_file, at.etc / "vnctoken-server.conf")
+    ours = read_ours(config_file, usual_file(environment))
     return from_mapping(ours, sunstone, at)
 
 

@@ -150,7 +150,8 @@ class Consoles:
             ]
             count = await self._tokens.revoke(vm_id, frozenset(one.digest for one in live))
         unwritten: AuditError | None = None
-        for one in live:
+        # Whoever took them back in the meantime has written so.
+        for one in live if count else []:
             try:
                 self._audit.record(_made_by(caller, user, about(one, "revoked", "asked for")))
             except AuditError as error:  # noqa: PERF203 (each line counts)
@@ -176,9 +177,10 @@ class Consoles:
                     f"VM {vm_id} and VM {other} both claim port {port} of {host}, so neither console is certain to be"
                     " the right one; the cloud's operator has to give one of them another GRAPHICS/PORT or host"
                 )
-            await self._tokens.revoke(other, frozenset(one.digest for one in live))
-            for one in live:
-                note(self._audit, about(one, "revoked", f"VM {vm_id} has its host and port"))
+            # Another call may have taken them back while oned was asked.
+            if await self._tokens.revoke(other, frozenset(one.digest for one in live)):
+                for one in live:
+                    note(self._audit, about(one, "revoked", f"VM {vm_id} has its host and port"))
 
     async def _is_there(self, grant: Grant) -> bool:
         if self._presence is None:

@@ -57,6 +57,7 @@ class Reload:
         self._log_files = log
         self._notifier = notifier
         self._now = now
+        self._waiting: list[str] = []
         self._trouble = ""
 
     @property
@@ -71,8 +72,10 @@ class Reload:
         self._notifier.reloading()
         self._trouble = ""
         try:
-            self._log_files.reopen(self._config)
-            self._service.reopen()
+            try:
+                self._log_files.reopen(self._config)
+            finally:
+                self._service.reopen()
             self._take()
         except ConfigError as error:
             self._log.error("{problem}; what was read before stays in use", problem=str(error))
@@ -90,9 +93,10 @@ class Reload:
             key
             for field in fields(config)
             if getattr(config, field.name) != getattr(self._config, field.name)
-            if (key := ":log:" if field.name == "log_system" else f":{field.name}:") not in waiting
+            # What has waited for a restart and waits no longer is as it was all the time.
+            if (key := ":log:" if field.name == "log_system" else f":{field.name}:") not in {*waiting, *self._waiting}
         ]
-        self._config = config
+        self._config, self._waiting = config, waiting
         self._log_files.reopen(config)
         for warning in warnings:
             self._log.warn("{warning}", warning=warning)

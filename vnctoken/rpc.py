@@ -17,7 +17,7 @@ from vnctoken.arguments import quoted, read_session, read_vm_id
 from vnctoken.auth import OPENNEBULA
 from vnctoken.auth.entrance import Visit, shown, user_name
 from vnctoken.auth.whois import nobody
-from vnctoken.decisions import UNAUDITED, Decision
+from vnctoken.decisions import UNAUDITED, Decision, note
 from vnctoken.errors import (
     ActionError,
     ApiError,
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from vnctoken.measures import Measures
     from vnctoken.user import User
 
-# What an operator must look at, as against what a caller did wrong.
 _PREFIX = "one.vm."
+# What an operator must look at, as against what a caller did wrong.
 _TROUBLE = frozenset({ErrorCode.INTERNAL, ErrorCode.ALLOCATE})
 # Refusals of a caller whom oned, or a door, has identified before.
 _OF_SOMEBODY = (ActionError, AuthorizationError, LimitError, NoExistsError, TokenStoreError)
@@ -183,6 +183,7 @@ class Rpc:
             # The last line of defence: a bug of ours is for the log, and never for the client.
             self._log.failure("{line} code=0x2000 internal error", line=self._line(entry))
             self._measures.refused(_BUG)
+            note(self._audit, _refusal(entry, ErrorCode.INTERNAL, _BUG))
             return [False, "internal error", int(ErrorCode.INTERNAL)]
         self._log.info("{line} code=0x0000 {note}", line=self._line(entry), note=entry.note)
         return [True, result, int(ErrorCode.SUCCESS)]
@@ -193,21 +194,7 @@ class Rpc:
             return
         caller = entry.caller
         user = await self._whois(caller) if caller and isinstance(error, _OF_SOMEBODY) else None
-        claimed = "" if entry.user == "-" else entry.user
-        self._audit.record(
-            Decision(
-                "refused",
-                request=entry.request,
-                method=entry.method,
-                user=user.name if user else caller.user if caller else claimed,
-                uid=user.id if user else None,
-                door=caller.door if caller else "",
-                client=entry.client,
-                vm_id=entry.vm_id if isinstance(entry.vm_id, int) else None,
-                code=int(error.code),
-                reason=error.reason,
-            )
-        )
+        self._audit.record(_refusal(entry, error.code, error.reason, user))
 
     async def _console(self, call: MethodCall, entry: _Entry, visit: Visit) -> Any:
         method = CONSOLE_METHODS.get(call.method)
@@ -232,6 +219,24 @@ class Rpc:
 
     def _took(self, entry: _Entry) -> float:
         return self._clock.seconds() - entry.began
+
+
+def _refusal(entry: _Entry, code: ErrorCode, reason: str, user: User | None = None) -> Decision:
+    """Return what the audit log is told: whose call it was as oned says, or else as he does himself."""
+    caller = entry.caller
+    claimed = "" if entry.user == "-" else entry.user
+    return Decision(
+        "refused",
+        request=entry.request,
+        method=entry.method,
+        user=user.name if user else caller.user if caller else claimed,
+        uid=user.id if user else None,
+        door=caller.door if caller else "",
+        client=entry.client,
+        vm_id=entry.vm_id if isinstance(entry.vm_id, int) else None,
+        code=int(code),
+        reason=reason,
+    )
 
 
 def _introspected(call: MethodCall) -> Any:

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from vnctoken import __version__
 from vnctoken.auditchain import verify_files
 from vnctoken.checks import FAIL, Check
-from vnctoken.config import load
+from vnctoken.config import load, usual_file
 from vnctoken.errors import ConfigError
 from vnctoken.log import logs_to_stderr, start_logging
 from vnctoken.reload import Hangup, Reload
@@ -77,8 +77,15 @@ def _run(options: argparse.Namespace) -> int:
     # Twisted's endpoints, which the service imports, take what says so out of the environment.
     inherited = inherited_socket(os.environ)
 
+    ours: str | None = options.config
+
     def read() -> tuple[Config, list[str]]:
-        return load(os.environ, options.config, options.sunstone_config)
+        nonlocal ours
+        read = load(os.environ, ours, options.sunstone_config)
+        # Who has had a file is not to go on by the defaults, which let everybody in, when it is gone at a reload.
+        if ours is None and (usual := usual_file(os.environ)).exists():
+            ours = str(usual)
+        return read
 
     config, warnings = read()
     log = start_logging(config, os.environ)
