@@ -278,6 +278,21 @@ def test_requests_sent_without_waiting_are_answered_one_after_the_other(cut):
     assert positions == sorted(positions)
 
 
+def test_who_sends_many_requests_at_once_keeps_nobody_else_waiting():
+    """Hundreds have room in what is read of a connection at once."""
+    world = World()
+    greedy, other, gone = world.connect(), world.connect(), world.connect()
+    greedy.send(b"".join(request(b"%d" % number) for number in range(500)))
+    gone.send(request(b"a") + request(b"b"))
+    gone.hang_up()
+    other.send(request(b"other"))
+    assert [body for body, _ in world.answers.questions] == [b"0", b"a", b"other"]
+    world.clock.advance(0)
+    assert [body for body, _ in world.answers.questions[3:]] == [b"%d" % number for number in range(1, 500)]
+    assert greedy.received.count(b"HTTP/1.1 200") == 500
+    assert not greedy.closed
+
+
 def test_after_connection_close_the_connection_ends_with_the_answer():
     client, questions = asked(request(b"1", fields=[b"Connection: close"]) + request(b"2"))
     assert client.headers[b"Connection"] == b"close"
@@ -297,6 +312,7 @@ def test_a_chunked_body_is_put_together(cut):
     world = World()
     client = world.connect()
     client.send(*cut(chunked(b"<call>", b"x", b"</call>") + request(b"next")))
+    world.clock.advance(0)
     assert [body for body, _ in world.answers.questions] == [b"<call>x</call>", b"next"]
     assert client.received.count(b"HTTP/1.1 200") == 2
 
@@ -882,9 +898,10 @@ def test_a_request_that_came_behind_another_is_answered_before_the_end():
     world = slow_world()
     client = world.connect()
     client.send(request(None, path=b"/nowhere") + request())
-    assert len(world.answers.questions) == 1
     client.wire.clear()
     drained = drain(world)
     assert not client.closed
+    world.clock.advance(0)
+    assert len(world.answers.questions) == 1
     world.answers.waiting[0].callback(b"done")
     assert (client.status, client.body, client.closed, drained.called) == (200, b"done", True, True)
