@@ -8,6 +8,7 @@ import pytest
 from test_web import CLIENT, Client, Wire
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 
 from vnctoken.errors import OnedError
 from vnctoken.health import Health
@@ -203,6 +204,9 @@ def test_a_connection_has_one_answer_however_many_questions_come_at_once(world, 
 def test_there_are_at_most_so_many_connections():
     world = World(max_connections=2)
     world.waiting = Deferred()
-    clients = [world.send("/readyz") for _ in range(3)]
+    with capturedLogs() as events:
+        clients = [world.send("/readyz") for _ in range(3)]
     world.waiting.callback(None)
     assert [client.status for client in clients] == [200, 200, 503]
+    (event,) = events
+    assert event["log_format"].format(**event) == "2 connections are open (at :monitor_listen:); more are refused"

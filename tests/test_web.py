@@ -19,14 +19,8 @@ from twisted.python.failure import Failure
 
 from vnctoken.auth.proxies import TrustedProxies
 from vnctoken.consoles import Console
-from vnctoken.httpserver import (
-    FIRST_REQUEST_SECONDS,
-    MAX_HEADER_BYTES,
-    MAX_HEADERS,
-    MAX_REFUSALS,
-    REFUSAL_SECONDS,
-    REQUEST_SECONDS,
-)
+from vnctoken.httpconnection import FIRST_REQUEST_SECONDS, MAX_HEADER_BYTES, MAX_HEADERS, REQUEST_SECONDS
+from vnctoken.httpserver import MAX_REFUSALS, REFUSAL_SECONDS
 from vnctoken.rpc import Rpc
 from vnctoken.web import RpcSite
 

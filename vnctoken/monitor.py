@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from twisted.web import http
 
 from vnctoken.health import Report
-from vnctoken.httpserver import Answer, BoundedRequest, BoundedSite
+from vnctoken.httpconnection import Answer, BoundedRequest
+from vnctoken.httpserver import BoundedSite
 
 if TYPE_CHECKING:
     from vnctoken.health import Health
@@ -27,6 +28,8 @@ Render = Callable[[str, Report], tuple[bytes, str]]
 
 class MonitorSite(BoundedSite):
     """The endpoint for load balancers and Prometheus. Without `render` there are no metrics."""
+
+    bound = "at :monitor_listen:"
 
     def __init__(self, health: Health, render: Render | None, reactor: Any, *, max_connections: int) -> None:
         super().__init__(self._answer, reactor, max_connections=max_connections, max_request_bytes=_MAX_QUESTION_BYTES)

@@ -11,7 +11,8 @@ from twisted.web import http
 
 from vnctoken.auth import HttpRequest
 from vnctoken.errors import VnctokenError
-from vnctoken.httpserver import Answer, BoundedRequest, BoundedSite
+from vnctoken.httpconnection import Answer, BoundedRequest
+from vnctoken.httpserver import BoundedSite
 
 if TYPE_CHECKING:
     from vnctoken.auth.proxies import TrustedProxies

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 from fuzz.target import Target, quiet_log
 from fuzz.targets.documents import CALLS
-from vnctoken.httpserver import REQUEST_SECONDS
+from vnctoken.httpconnection import REQUEST_SECONDS
 from vnctoken.resolver import Resolver
 from vnctoken.tokens import Grant
 from vnctoken.web import ResolverSite
