@@ -31,7 +31,7 @@ class Line:
             self.questions.append(Deferred(self.given_up.append))
             return await self.questions[-1]
 
-        return Deferred.fromCoroutine(self.breaker.guard(ask))
+        return Deferred.fromCoroutine(self.breaker.guard(lambda: Deferred.fromCoroutine(ask())))
 
     def fails(self, reason="oned cannot be reached"):
         """Ask, and have this fail."""

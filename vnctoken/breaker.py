@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from vnctoken.errors import OnedError, VnctokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
+    from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 FAILURES = 5
@@ -53,7 +54,7 @@ class CircuitBreaker:
         """Whether oned is shut off, so that calls are refused."""
         return self._shut
 
-    async def guard(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    async def guard(self, ask: Callable[[], Deferred[_Answer]]) -> _Answer:
         """Return, or raise, what comes of `ask`, which asks oned and has a deadline.
 
         Raises OnedError at once while oned is shut off, and for calls that are in flight when that happens: they make
@@ -62,11 +63,7 @@ class CircuitBreaker:
         """
         call = object()
         overdue = self._admit(call)
-
-        async def answer() -> _Answer:
-            return await ask()
-
-        asking = Deferred.fromCoroutine(answer())
+        asking = ask()
         self._asking.add(asking)
         try:
             result = await asking
