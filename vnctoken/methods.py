@@ -9,6 +9,7 @@ from lxml import etree
 
 from vnctoken.arguments import read_options, read_token
 from vnctoken.tokens import fingerprint
+from vnctoken.wire import Fault, FaultCode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from vnctoken.auth import Caller
     from vnctoken.consoles import Console, Consoles
     from vnctoken.tokens import LiveToken
-    from vnctoken.wire import Value
+    from vnctoken.wire import MethodCall, Value
 
     Action = Callable[[Consoles, Caller, int, Sequence[Value]], Awaitable["Outcome"]]
 
@@ -175,3 +176,23 @@ SYSTEM_METHODS: Mapping[str, Method] = {
     ),
 }
 """The methods that every XML-RPC server has; they answer bare values, and faults."""
+
+
+def introspected(call: MethodCall) -> Any:
+    """Return what a call of a system method, other than system.multicall, is answered. Raises Fault."""
+    match call.method:
+        case "system.listMethods":
+            return [*CONSOLE_METHODS, *SYSTEM_METHODS]
+        case "system.methodHelp":
+            return _described(call).help
+        case _:
+            return [list(signature) for signature in _described(call).signatures]
+
+
+def _described(call: MethodCall) -> Method:
+    match call.arguments:
+        case [str(name), *_]:
+            method = CONSOLE_METHODS.get(name) or SYSTEM_METHODS.get(name)
+            if method is not None:
+                return method
+    raise Fault(FaultCode.INVALID_PARAMETERS, f"{call.method}: the name of a method that we have is expected")

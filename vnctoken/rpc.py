@@ -31,7 +31,7 @@ from vnctoken.errors import (
     VnctokenError,
 )
 from vnctoken.measures import UNMEASURED
-from vnctoken.methods import CONSOLE_METHODS, SYSTEM_METHODS, Method
+from vnctoken.methods import CONSOLE_METHODS, SYSTEM_METHODS, introspected
 from vnctoken.wire import Fault, FaultCode, MethodCall, Value, read_call, write_answer
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Rpc:
         if call.method == "system.multicall":
             return await self._multicall(call, visit)
         if call.method in SYSTEM_METHODS:
-            value = _introspected(call)
+            value = introspected(call)
             entry = _Entry(call.method, visit.client, visit.request, self._clock.seconds())
             self._log.info("{line} code=0x0000", line=self._line(entry))
             self._measures.began()
@@ -237,25 +237,6 @@ def _refusal(entry: _Entry, code: ErrorCode, reason: str, user: User | None = No
         code=int(code),
         reason=reason,
     )
-
-
-def _introspected(call: MethodCall) -> Any:
-    match call.method:
-        case "system.listMethods":
-            return [*CONSOLE_METHODS, *SYSTEM_METHODS]
-        case "system.methodHelp":
-            return _described(call).help
-        case _:
-            return [list(signature) for signature in _described(call).signatures]
-
-
-def _described(call: MethodCall) -> Method:
-    match call.arguments:
-        case [str(name), *_]:
-            method = CONSOLE_METHODS.get(name) or SYSTEM_METHODS.get(name)
-            if method is not None:
-                return method
-    raise Fault(FaultCode.INVALID_PARAMETERS, f"{call.method}: the name of a method that we have is expected")
 
 
 def _level(error: VnctokenError) -> Any:
