@@ -16,6 +16,7 @@ from vnctoken.config import load
 from vnctoken.errors import ConfigError
 from vnctoken.methods import as_entry
 from vnctoken.safexml import NAMES_BYTES, DocumentError, parse
+from vnctoken.sandbox.calls import array, boolean, i4, string
 from vnctoken.systemd import Notifier
 from vnctoken.tokens import digest
 from vnctoken.tokens.folder import TokenFolder
@@ -78,6 +79,17 @@ def test_a_carriage_return_gets_to_the_caller_as_it_is():
 
 def test_a_carriage_return_gets_from_the_client_to_the_service_as_it_is():
     assert read_call(console("alice:a\rb", 7, Options()).body).arguments == ["alice:a\rb", 7]
+
+
+# By answer: what oned never says was taken for an answer of its. Python's white space is more than XML's.
+@pytest.mark.parametrize(
+    ("written", "changed"), [(b"</params>", b"\v</params>"), (b"</params>", b"\f</params>"), (b'"1.0"', b'"1-0"')]
+)
+def test_an_answer_of_oned_that_is_no_xml_is_none(written, changed):
+    answer = array(boolean(True), string("a VM"), i4(0))
+    assert read_answer(answer) == [True, "a VM", 0]
+    with pytest.raises(DocumentError):
+        read_answer(answer.replace(written, changed))
 
 
 # By systemd: more digits than Python reads.

@@ -135,9 +135,11 @@ def _written(value: Any) -> str:
 # How oned lays out `[true, text, 0]`, byte for byte but for white space. The text is a document of its own with every
 # "<" escaped, and libxml2 spends 15 % of a whole call on those hundreds of entities; here they are replaced at once.
 _SUCCESS = re.compile(
-    rb'<\?xml version="1.0" encoding="UTF-8"\?>\s*<methodResponse>\s*<params>\s*<param>\s*<value>\s*<array>\s*<data>\s*'
-    rb"<value>\s*<boolean>1</boolean>\s*</value>\s*<value>\s*<string>([^<]*)</string>\s*</value>\s*"
-    rb"<value>\s*<i4>0</i4>\s*</value>\s*</data>\s*</array>\s*</value>\s*</param>\s*</params>\s*</methodResponse>\s*"
+    # White space as XML knows it: Python's has the vertical tab and the form feed as well.
+    rb'<\?xml version="1\.0" encoding="UTF-8"\?>\s*<methodResponse>\s*<params>\s*<param>\s*<value>\s*<array>\s*'
+    rb"<data>\s*<value>\s*<boolean>1</boolean>\s*</value>\s*<value>\s*<string>([^<]*)</string>\s*</value>\s*"
+    rb"<value>\s*<i4>0</i4>\s*</value>\s*</data>\s*</array>\s*</value>\s*</param>\s*</params>\s*"
+    rb"</methodResponse>\s*".replace(rb"\s", rb"[ \t\r\n]")
 )
 _ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"'"))
 # What is not XML, or is changed by reading it as XML: control characters, and the carriage return.
