@@ -336,6 +336,16 @@ def test_the_embedded_console_opens_with_the_password_that_the_back_end_knows(em
     assert not [url for url in addresses(tab) if PASSWORD in url]
 
 
+def test_the_embedded_console_can_be_opened_as_soon_as_it_is_loaded_and_not_before(portal, tab):
+    held = []
+    tab.page.route("**/core/rfb.js", lambda route: held.append(route))  # noqa: PLW0108 (Playwright takes Python functions only)
+    tab.page.goto(f"{portal.url}/embedded.html", wait_until="commit")
+    tab.wait_until(lambda: held, "noVNC is asked for")
+    assert tab.page.locator("#open").is_disabled()
+    held[0].continue_()
+    tab.wait_until(lambda: tab.page.locator("#open").is_enabled(), "the button")
+
+
 def test_the_embedded_console_tells_of_a_wrong_password_and_does_not_insist(embedded):
     tab = embedded(vm_id=21)
     tab.tolerate(FAILED)
