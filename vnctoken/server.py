@@ -81,11 +81,11 @@ def _run(options: argparse.Namespace) -> int:
 
     def read() -> tuple[Config, list[str]]:
         nonlocal ours
-        read = load(os.environ, ours, options.sunstone_config)
+        found = load(os.environ, ours, options.sunstone_config)
         # Who has had a file is not to go on by the defaults, which let everybody in, when it is gone at a reload.
         if ours is None and (usual := usual_file(os.environ)).exists():
             ours = str(usual)
-        return read
+        return found
 
     config, warnings = read()
     log = start_logging(config, os.environ)
